@@ -1,0 +1,82 @@
+"""The affine map between real numbers and integer codes, and how its parameters follow from a range.
+
+    codes = clip(round(x / scale) + zero_point, qmin, qmax)        x̂ = (codes - zero_point) · scale
+
+``scale`` > 0 is in units of x per step; ``zero_point`` is the integer code of exactly 0; ``round``
+is half to even. Source: Jacob et al. 2018 (arXiv 1712.05877), section 2.1, where scale is S and
+zero_point is Z. Chapter: The mathematics of quantization.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qlab.core._array import Array, namespace
+from qlab.core.formats import IntFormat
+
+# Smallest normal float32. A scale below it would lose its own precision or vanish.
+TINY = 1.1754943508222875e-38
+
+
+def affine_params(
+    minimum: Array, maximum: Array, fmt: IntFormat, symmetric: bool
+) -> tuple[Array, Array | None]:
+    """scale and zero_point that cover [minimum, maximum].
+
+    Args:
+        minimum, maximum: float32, one value a block, finite.
+        fmt: integer format.
+        symmetric: one range [-amax, amax] and no zero point.
+
+    Returns:
+        scale: float32, the shape of ``minimum``, positive.
+        zero_point: int32, the same shape, or None when symmetric.
+
+    Degenerate input is defined: a block of zeros gets scale 1 (so that nothing divides by zero);
+    a range so small that the scale would be subnormal gets the smallest normal scale; the range of
+    an asymmetric block is widened to include 0, so that 0 is always exactly representable.
+    """
+    xp = namespace(minimum, maximum)
+    qmin, qmax = fmt.range(symmetric)
+    if symmetric:
+        amax = xp.maximum(xp.abs(minimum), xp.abs(maximum))
+        scale = amax / float(max(qmax, -qmin))
+        return _positive(scale, amax), None
+    low = xp.minimum(minimum, xp.zeros_like(minimum))
+    high = xp.maximum(maximum, xp.zeros_like(maximum))
+    steps = float(qmax - qmin)
+    # high - low can overflow float32 when both are huge; dividing first cannot.
+    with np.errstate(over="ignore"):  # NumPy warns, torch does not
+        span = high - low
+    scale = xp.where(xp.isfinite(span), span / steps, high / steps - low / steps)
+    scale = _positive(scale, xp.maximum(high, -low))
+    zero_point = xp.clip(qmin - xp.round(low / scale), float(qmin), float(qmax))
+    return scale, xp.astype(zero_point, xp.int32)
+
+
+def _positive(scale: Array, amax: Array) -> Array:
+    xp = namespace(scale)
+    scale = xp.where(scale < TINY, xp.full_like(scale, TINY), scale)
+    return xp.where(amax == 0, xp.ones_like(scale), scale)
+
+
+def affine_quantize(
+    x: Array, scale: Array, zero_point: Array | None, fmt: IntFormat, symmetric: bool
+) -> Array:
+    """codes of ``x``; scale and zero_point broadcast against x. int8 (uint8 if unsigned)."""
+    xp = namespace(x, scale)
+    qmin, qmax = fmt.range(symmetric)
+    y = x / scale
+    if zero_point is not None:
+        # Round before the shift, as the equation says: round(y + z) would break ties otherwise.
+        y = xp.round(y) + xp.astype(zero_point, xp.float32)
+    return fmt.encode(y, qmin, qmax)
+
+
+def affine_dequantize(codes: Array, scale: Array, zero_point: Array | None) -> Array:
+    """x̂ = (codes - zero_point) · scale, float32."""
+    xp = namespace(codes, scale)
+    y = xp.astype(codes, xp.float32)
+    if zero_point is not None:
+        y = y - xp.astype(zero_point, xp.float32)
+    return y * scale
