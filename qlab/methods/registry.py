@@ -1,0 +1,72 @@
+"""The registry of methods: how codes are chosen for a scheme.
+
+A method is a function of a weight, what calibration learned of its inputs, a scheme, and options of
+its own. Each lives in a file of its own and registers itself with ``@register``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from qlab.core import QTensor
+from qlab.errors import QlabError
+
+# name -> module; importing the module registers the method.
+_MODULES = {"rtn": "qlab.methods.rtn"}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A registered method.
+
+    Attributes:
+        name: what a reader types, such as ``gptq``.
+        quantize: (weight (out_features, in_features), stats or None, scheme, options) -> QTensor.
+        needs_calibration: whether ``stats`` may not be None.
+        options: the frozen dataclass of its options; ``options()`` gives the defaults.
+        source: the paper, with section and arXiv id.
+        chapter: file name of the chapter that explains it, without ending.
+    """
+
+    name: str
+    quantize: Callable[[Any, Any, Any, Any], QTensor]
+    needs_calibration: bool
+    options: type
+    source: str
+    chapter: str
+
+
+_METHODS: dict[str, Method] = {}
+
+
+def register(
+    name: str, *, options: type, source: str, chapter: str, needs_calibration: bool = False
+) -> Callable[[Callable[..., QTensor]], Callable[..., QTensor]]:
+    """Decorator that registers a function as the method ``name``."""
+
+    def decorate(function: Callable[..., QTensor]) -> Callable[..., QTensor]:
+        _METHODS[name] = Method(name, function, needs_calibration, options, source, chapter)
+        return function
+
+    return decorate
+
+
+def method_names() -> list[str]:
+    """Names of all methods."""
+    return sorted(_MODULES)
+
+
+def get_method(name: str) -> Method:
+    """The method of that name.
+
+    Raises: QlabError naming the nearest known methods.
+    """
+    if name not in _MODULES:
+        near = difflib.get_close_matches(name, _MODULES, n=3, cutoff=0.3) or method_names()
+        raise QlabError(f"unknown method '{name}': did you mean {', '.join(near)}?")
+    importlib.import_module(_MODULES[name])
+    return _METHODS[name]

@@ -1,0 +1,9 @@
+"""The storyteller: its stories, its world, its model, its training and its telling."""
+
+from __future__ import annotations
+
+from qlab.story.model import Storyteller, load
+from qlab.story.stories import Story, corpus, read_stories, texts
+from qlab.story.telling import tell
+
+__all__ = ["Story", "Storyteller", "corpus", "load", "read_stories", "tell", "texts"]

@@ -1,0 +1,77 @@
+"""The project's own stories: short, simple, and split once and for all.
+
+``data/stories.jsonl`` (English) and ``data/stories_zh.jsonl`` (Chinese) hold one JSON object a
+line: ``id``, ``split`` (train, calibration, validation or test), ``tags`` (hero, place, problem,
+feeling, ending) and ``text``. License: CC BY 4.0.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+
+from qlab.errors import QlabError
+
+SPLITS = ("train", "calibration", "validation", "test")
+FILES = {"en": "stories.jsonl", "zh": "stories_zh.jsonl"}
+
+
+@dataclass(frozen=True)
+class Story:
+    """One story of the project."""
+
+    id: str
+    split: str
+    tags: dict[str, str]
+    text: str
+
+
+def read_stories(language: str = "en") -> list[Story]:
+    """All stories of a language (``en`` or ``zh``), in a fixed order."""
+    if language not in FILES:
+        raise QlabError(f"no stories in '{language}': choose from {', '.join(FILES)}")
+    text = resources.files("qlab.story").joinpath("data", FILES[language]).read_text("utf-8")
+    return [Story(**json.loads(line)) for line in text.splitlines()]
+
+
+def texts(split: str, language: str = "en") -> list[str]:
+    """The texts of one split.
+
+    Raises: QlabError for an unknown split or language.
+    """
+    if split not in SPLITS:
+        raise QlabError(f"no split '{split}': choose from {', '.join(SPLITS)}")
+    return [s.text for s in read_stories(language) if s.split == split]
+
+
+def corpus(name: str = "tinystories", split: str = "train") -> Iterator[str]:
+    """Stream a public corpus from the Hugging Face hub through ``datasets`` (needs a network).
+
+    Args:
+        name: ``tinystories`` (roneneldan/TinyStories, CDLA-Sharing-1.0).
+        split: the corpus's own split, ``train`` or ``validation``.
+
+    Raises: QlabError, in one sentence, without a network.
+    """
+    if name != "tinystories":
+        raise QlabError(f"no corpus '{name}': choose 'tinystories'")
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset("roneneldan/TinyStories", split=split, streaming=True)
+        first = next(iter(rows))
+    except Exception as error:  # noqa: BLE001 (many kinds, none of which helps a reader)
+        raise QlabError(
+            "the TinyStories corpus could not be fetched from the Hugging Face hub "
+            f"({type(error).__name__}): go online, or use qlab.story.texts('train')"
+        ) from None
+
+    def generate() -> Iterator[str]:
+        yield str(first["text"])
+        for i, row in enumerate(rows):
+            if i:
+                yield str(row["text"])
+
+    return generate()
