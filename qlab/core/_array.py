@@ -47,12 +47,8 @@ def to_float32(x: Array, what: str = "x") -> Array:
     Raises: QlabError naming the first bad position.
     """
     xp = namespace(x)
-    if not xp.isdtype(x.dtype, "real floating") and not dtype_name(x).startswith(
-        "bfloat16"
-    ):
-        raise QlabError(
-            f"{what} has dtype {dtype_name(x)}: quantization needs real floating point"
-        )
+    if not xp.isdtype(x.dtype, "real floating") and not dtype_name(x).startswith("bfloat16"):
+        raise QlabError(f"{what} has dtype {dtype_name(x)}: quantization needs real floating point")
     with np.errstate(over="ignore"):
         y = xp.astype(x, xp.float32)
     check_finite(y, what)

@@ -1,4 +1,4 @@
-"""The affine map between real numbers and integer codes, and how its parameters follow from a range.
+"""The affine map between real numbers and integer codes, and its parameters from a range.
 
     codes = clip(round(x / scale) + zero_point, qmin, qmax)        x̂ = (codes - zero_point) · scale
 

@@ -30,9 +30,7 @@ class IntFormat:
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 8:
-            raise QlabError(
-                f"int{self.bits} is not a format: integer formats have 1 to 8 bits"
-            )
+            raise QlabError(f"int{self.bits} is not a format: integer formats have 1 to 8 bits")
 
     @property
     def name(self) -> str:
@@ -94,6 +92,4 @@ def get_format(name: str) -> IntFormat:
             "int8",
             "int4",
         ]
-        raise QlabError(
-            f"unknown format '{name}': did you mean {', '.join(near)}?"
-        ) from None
+        raise QlabError(f"unknown format '{name}': did you mean {', '.join(near)}?") from None

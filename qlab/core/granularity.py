@@ -55,9 +55,7 @@ class Granularity:
             return Granularity("channel", axis=int(m[1]))
         if m := re.fullmatch(r"g(\d+)", word):
             if int(m[1]) == 0:
-                raise QlabError(
-                    "group size 0: a group holds at least 1 element (usual: 32, 128)"
-                )
+                raise QlabError("group size 0: a group holds at least 1 element (usual: 32, 128)")
             return Granularity("group", size=(int(m[1]),))
         if m := re.fullmatch(r"b(\d+)x(\d+)", word):
             if int(m[1]) == 0 or int(m[2]) == 0:
@@ -74,31 +72,23 @@ class Granularity:
         if self.kind == "tensor":
             return shape
         if ndim == 0:
-            raise QlabError(
-                f"granularity '{self.name}' needs an axis; the tensor is a scalar"
-            )
+            raise QlabError(f"granularity '{self.name}' needs an axis; the tensor is a scalar")
         if self.kind == "token":
             return (1,) * (ndim - 1) + shape[-1:]
         if self.kind == "channel":
             if self.axis >= ndim:
-                raise QlabError(
-                    f"granularity '{self.name}': the tensor has only {ndim} axes"
-                )
+                raise QlabError(f"granularity '{self.name}': the tensor has only {ndim} axes")
             return tuple(1 if i == self.axis else s for i, s in enumerate(shape))
         if self.kind == "group":
             return (1,) * (ndim - 1) + self.size
         if ndim < 2:
-            raise QlabError(
-                f"granularity '{self.name}' needs 2 axes; the tensor has {ndim}"
-            )
+            raise QlabError(f"granularity '{self.name}' needs 2 axes; the tensor has {ndim}")
         return (1,) * (ndim - 2) + self.size
 
     def padded_shape(self, shape: Shape) -> Shape:
         """``shape`` grown to whole blocks."""
         block = self.block_shape(shape)
-        return tuple(
-            -(-s // b) * b if b else s for s, b in zip(shape, block, strict=True)
-        )
+        return tuple(-(-s // b) * b if b else s for s, b in zip(shape, block, strict=True))
 
     def check_divides(self, shape: Shape) -> None:
         """Raise QlabError unless blocks tile the shape exactly."""

@@ -133,9 +133,7 @@ def from_params(
     used = xp.astype(stored, xp.float32)
     blocks, _ = gran.to_blocks(x32, block)
     zero = None if zero_point is None else gran.expand(zero_point, block)
-    codes = affine_quantize(
-        blocks, gran.expand(used, block), zero, scheme.format, scheme.symmetric
-    )
+    codes = affine_quantize(blocks, gran.expand(used, block), zero, scheme.format, scheme.symmetric)
     return from_codes(
         xp.reshape(codes, tuple(x32.shape)),
         stored,
@@ -189,7 +187,5 @@ def _whole_blocks(x: Array, scheme: Scheme, pad: bool) -> Array:
     for axis, (have, want) in enumerate(zip(shape, target, strict=True)):
         if want > have:
             fill = tuple(want - have if i == axis else s for i, s in enumerate(x.shape))
-            x = xp.concat(
-                [x, xp.zeros(fill, dtype=x.dtype, device=x.device)], axis=axis
-            )
+            x = xp.concat([x, xp.zeros(fill, dtype=x.dtype, device=x.device)], axis=axis)
     return x

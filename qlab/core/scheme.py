@@ -65,17 +65,13 @@ class Scheme:
         for part in rest:
             if part in ("asym", "sym"):
                 if part == "sym" and not fmt.signed:
-                    raise QlabError(
-                        f"scheme '{word}': {fmt.name} has no negative codes to mirror"
-                    )
+                    raise QlabError(f"scheme '{word}': {fmt.name} has no negative codes to mirror")
                 symmetric = part == "sym"
             elif part in SCALE_DTYPES:
                 scale = part
             elif (parsed := Granularity.parse(part)) is not None:
                 if granularity is not None:
-                    raise QlabError(
-                        f"scheme '{word}' names two granularities: keep one"
-                    )
+                    raise QlabError(f"scheme '{word}' names two granularities: keep one")
                 granularity = parsed
             else:
                 raise QlabError(

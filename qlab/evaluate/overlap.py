@@ -21,7 +21,7 @@ class Overlap:
 
     rouge1: float
     rouge2: float
-    rougeL: float  # noqa: N815 (its name in the field)
+    rougeL: float
     bleu: float
 
 

@@ -6,7 +6,7 @@ Each text is scored by itself. Its tokens are cut into windows; each window begi
 tokenizer has one) and holds at most ``context`` tokens, BOS included. Windows advance by ``stride``
 tokens. With a stride shorter than the window, neighbors overlap: the tokens of the overlap are
 context only and are scored once, in the window where they have most context before them.
-Every token of the text but the first is scored, and the first too if there is a BOS to predict it from.
+Every token of the text but the first is scored; the first too if a BOS stands before it.
 
 Chapter: The case study, first telling.
 """

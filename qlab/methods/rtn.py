@@ -27,5 +27,5 @@ class RtnOptions:
     chapter="case-study",
 )
 def rtn(weight: Array, stats: None, scheme: Scheme, options: RtnOptions | None = None) -> QTensor:
-    """Quantize ``weight`` (out_features, in_features) by rounding to nearest. ``stats`` is unused."""
+    """Quantize ``weight`` (out_features, in_features) by rounding to nearest."""
     return quantize(weight, scheme, pad=(options or RtnOptions()).pad)

@@ -91,7 +91,7 @@ def _load_hub(name: str) -> Storyteller:
         return _from_pretrained(name, name, local=False)
     except QlabError:
         raise
-    except Exception as error:  # noqa: BLE001 (the hub's client raises many kinds)
+    except Exception as error:  # the hub's client raises many kinds
         raise QlabError(
             f"'{name}' is no local folder, and it could not be fetched from the Hugging Face hub "
             f"({type(error).__name__}): go online, check the name, or use the embedded 'story'"
@@ -123,7 +123,7 @@ def check_safetensors(files: list[Path]) -> None:
     for file in files:
         try:
             with safe_open(file, framework="pt") as tensors:
-                for key in tensors.keys():  # noqa: SIM118 (not a dict)
+                for key in tensors.keys():
                     tensor = tensors.get_tensor(key)
                     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                         raise QlabError(

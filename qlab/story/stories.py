@@ -62,7 +62,7 @@ def corpus(name: str = "tinystories", split: str = "train") -> Iterator[str]:
     try:
         rows = load_dataset("roneneldan/TinyStories", split=split, streaming=True)
         first = next(iter(rows))
-    except Exception as error:  # noqa: BLE001 (many kinds, none of which helps a reader)
+    except Exception as error:  # many kinds, none of which helps a reader
         raise QlabError(
             "the TinyStories corpus could not be fetched from the Hugging Face hub "
             f"({type(error).__name__}): go online, or use qlab.story.texts('train')"

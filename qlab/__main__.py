@@ -1,0 +1,7 @@
+"""``python -m qlab``."""
+
+import sys
+
+from qlab.cli import main
+
+sys.exit(main())

@@ -1,0 +1,365 @@
+"""The command line: qlab quantize | eval | compare | tell | story | doctor.
+
+SRC is ``story`` (the embedded model), a Hugging Face folder, a folder that qlab wrote, or a hub id.
+Exit code 2 and one line on bad input. With --json nothing but JSON goes to standard output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from qlab.errors import QlabError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = _parser().parse_args(argv)
+    _quiet_libraries()
+    try:
+        args.run(args)
+    except QlabError as error:
+        print(f"qlab: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except MemoryError as error:
+        print(f"qlab: out of memory {error}: use a smaller model or context", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("qlab: interrupted; nothing half-written was left", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="qlab", description="Quantize language models, and see what it costs."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(
+        name: str, run: Callable[[argparse.Namespace], None], about: str, example: str
+    ) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name,
+            help=about,
+            description=about,
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.set_defaults(run=run)
+        return command
+
+    c = add(
+        "quantize",
+        _quantize,
+        "Quantize a model and write it to a folder.",
+        "qlab quantize story --method rtn --scheme int4-g128 --out small",
+    )
+    c.add_argument("source", metavar="SRC", help="story, a model folder, or a hub id")
+    c.add_argument("--method", default="rtn", help="how codes are chosen (default: rtn)")
+    c.add_argument("--scheme", default="int4-g128", help="such as int8-channel, int4-asym-g128")
+    c.add_argument("--calibration", metavar="FILE.txt", help="text for methods that need data")
+    c.add_argument("--out", required=True, metavar="DIR", help="folder to write")
+    c.add_argument("--overwrite", action="store_true", help="replace DIR if it exists")
+    c.add_argument("--json", action="store_true", help="print figures as one JSON object")
+
+    c = add(
+        "eval",
+        _eval,
+        "Measure perplexity, size and speed of a model.",
+        "qlab eval small --reference story --json",
+    )
+    c.add_argument("source", metavar="SRC", help="story, a model folder, or a hub id")
+    _measuring(c)
+    c.add_argument("--reference", metavar="SRC", help="model to compute the KL divergence to")
+
+    c = add(
+        "compare",
+        _compare,
+        "Quantize a model in several ways and measure each.",
+        "qlab compare story --methods rtn --schemes int8-channel,int4-g128,int3-g128",
+    )
+    c.add_argument("source", metavar="SRC", help="story, a model folder, or a hub id")
+    c.add_argument("--methods", default="rtn", help="names, separated by commas")
+    c.add_argument("--schemes", default="int8-channel,int4-g128,int3-g128", help="separated by ,")
+    _measuring(c)
+
+    c = add(
+        "tell",
+        _tell,
+        "Let a model tell a story.",
+        'qlab tell story --prompt "Once upon a time" --max-tokens 120',
+    )
+    c.add_argument("source", metavar="SRC", help="story, a model folder, or a hub id")
+    c.add_argument("--prompt", default="Once upon a time", help="how the story begins")
+    c.add_argument("--max-tokens", type=int, default=200, help="at most this many (default: 200)")
+    c.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    c.add_argument("--top-k", type=int, default=0, help="sample among the k likeliest (0: all)")
+    c.add_argument("--seed", type=int, default=0, help="of the sampling")
+
+    c = add("doctor", _doctor, "Show versions, CPU features, GPU and engines.", "qlab doctor")
+    c.add_argument("--json", action="store_true", help="print one JSON object")
+
+    story = commands.add_parser("story", help="Train a storyteller.")
+    c = story.add_subparsers(required=True, metavar="COMMAND").add_parser(
+        "train",
+        help="train a storyteller from a configuration file",
+        description="Train a storyteller; calling it again with the same --out goes on.",
+        epilog="example:\n  qlab story train --steps 200 --out runs/small",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    c.set_defaults(run=_train)
+    c.add_argument("--config", metavar="FILE.toml", help="default: the embedded model's own")
+    c.add_argument("--corpus", action="append", default=[], metavar="FILE", help=".txt or .jsonl")
+    c.add_argument("--steps", type=int, help="overrides the configuration")
+    c.add_argument("--start-from", metavar="DIR", help="model folder to start from")
+    c.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
+    c.add_argument("--compile", action="store_true", help="use torch.compile (faster)")
+    c.add_argument("--out", required=True, metavar="DIR", help="folder of the run")
+    return parser
+
+
+def _measuring(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--text", metavar="FILE.txt", help="default: the validation stories")
+    command.add_argument("--context", type=int, help="tokens a window (default: the model's)")
+    command.add_argument("--stride", type=int, help="tokens a window advances (default: all)")
+    command.add_argument("--json", action="store_true", help="print JSON and nothing else")
+
+
+def _quantize(args: argparse.Namespace) -> None:
+    from qlab import quantize_model
+    from qlab.core import Scheme
+    from qlab.evaluate import model_size
+    from qlab.export import save_folder
+    from qlab.methods import get_method
+    from qlab.sources import load
+
+    Scheme.parse(args.scheme)  # bad words are refused before a large model is read
+    get_method(args.method)
+    if Path(args.out).exists() and not args.overwrite:
+        raise QlabError(f"'{args.out}' exists already: choose another --out, or add --overwrite")
+    source = load(args.source)
+    calibration = None
+    if args.calibration:
+        calibration = _tokens(source, _read_text(args.calibration))
+    elif get_method(args.method).needs_calibration:
+        calibration = source.calibration()
+    small, report = quantize_model(
+        source.model, args.method, args.scheme, calibration, progress=not args.json
+    )
+    save_folder(small, source.tokenizer, args.out, method=args.method, overwrite=args.overwrite)
+    size = model_size(small)
+    if args.json:
+        _print_json(
+            {
+                "model": source.name,
+                "method": args.method,
+                "scheme": report.scheme,
+                "bits_per_weight": size.bits_per_weight,
+                "size_bytes": size.total,
+                "out": str(args.out),
+            }
+        )
+    else:
+        print(report)
+        print(f"wrote {args.out}: {size.total / 1e6:.2f} MB of tensors")
+
+
+def _eval(args: argparse.Namespace) -> None:
+    from qlab.sources import load
+
+    texts = _texts(args)
+    source = load(args.source)
+    reference = load(args.reference).model if args.reference else None
+    row = _measure(args, source.model, source, texts, reference)
+    if args.json:
+        _print_json(row)
+    else:
+        _print_table([row])
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from qlab import quantize_model
+    from qlab.core import Scheme
+    from qlab.methods import get_method
+    from qlab.sources import load
+
+    methods = [get_method(m) for m in _words(args.methods, "--methods")]
+    schemes = [Scheme.parse(s) for s in _words(args.schemes, "--schemes")]
+    texts = _texts(args)
+    source = load(args.source)
+    rows = [_measure(args, source.model, source, texts, None)]
+    calibration = source.calibration() if any(m.needs_calibration for m in methods) else None
+    for method in methods:
+        for scheme in schemes:
+            small, _ = quantize_model(
+                source.model, method.name, scheme, calibration, progress=not args.json
+            )
+            row = _measure(args, small, source, texts, source.model)
+            rows.append({**row, "method": method.name, "scheme": scheme.name})
+    if args.json:
+        _print_json(rows)
+    else:
+        _print_table(rows)
+
+
+def _tell(args: argparse.Namespace) -> None:
+    from qlab.sources import load
+    from qlab.story import tell
+
+    if args.max_tokens < 1:
+        raise QlabError(f"--max-tokens {args.max_tokens}: at least 1")
+    if args.temperature < 0 or not math.isfinite(args.temperature):
+        raise QlabError(f"--temperature {args.temperature}: 0 (greedy) or above")
+    source = load(args.source)
+    print(
+        tell(
+            source.model,
+            source.tokenizer,
+            args.prompt,
+            max_tokens=args.max_tokens,
+            temperature=args.temperature,
+            top_k=args.top_k,
+            seed=args.seed,
+        )
+    )
+
+
+def _train(args: argparse.Namespace) -> None:
+    from qlab.story.train import train
+
+    out = train(
+        args.out,
+        args.corpus,
+        args.config,
+        args.steps,
+        args.device,
+        args.start_from,
+        args.compile,
+    )
+    print(f"wrote {out / 'model'}, {out / 'log.csv'} and {out / 'loss.svg'}")
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    from qlab.doctor import examine
+
+    found = examine()
+    if args.json:
+        _print_json(found)
+        return
+    for section, lines in found.items():
+        print(section)
+        for name, value in lines.items():
+            print(f"  {name:22} {value}")
+
+
+def _measure(
+    args: argparse.Namespace, model: Any, source: Any, texts: list[str], reference: Any
+) -> dict[str, Any]:
+    """One row of figures, with the keys that --json promises."""
+    from qlab.evaluate import divergence, model_size, perplexity, tokens_per_second
+    from qlab.nn import quant_layers
+
+    size = model_size(model)
+    schemes = {layer.scheme.name for _, layer in quant_layers(model)}
+    kl = None
+    if reference is not None:
+        kl = divergence(reference, model, source.tokenizer, texts, args.context).kl
+    return {
+        "model": source.name,
+        "method": None,
+        "scheme": "+".join(sorted(schemes)) or None,
+        "perplexity": perplexity(model, source.tokenizer, texts, args.context, args.stride),
+        "kl": kl,
+        "bits_per_weight": size.bits_per_weight,
+        "size_bytes": size.total,
+        "tokens_per_second": tokens_per_second(model),
+    }
+
+
+def _texts(args: argparse.Namespace) -> list[str]:
+    from qlab.story import texts
+
+    return [_read_text(args.text)] if args.text else texts("validation")
+
+
+def _read_text(path: str) -> str:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise QlabError(f"no text file at '{path}': check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise QlabError(f"'{path}' cannot be read as UTF-8 text: {error}") from None
+    if not text.strip():
+        raise QlabError(f"'{path}' is empty: give a text with words in it")
+    return text
+
+
+def _tokens(source: Any, text: str) -> list[Any]:
+    """The text as windows of token ids, as long as the model's context."""
+    import torch
+
+    from qlab.evaluate.perplexity import cut
+
+    context = int(getattr(source.model.config, "max_position_embeddings", 2048))
+    return [torch.tensor([w.ids]) for w in cut(source.tokenizer, text, min(context, 2048))]
+
+
+def _words(value: str, option: str) -> list[str]:
+    words = [w.strip() for w in value.split(",") if w.strip()]
+    if not words:
+        raise QlabError(f"{option} is empty: give names separated by commas")
+    return words
+
+
+def _print_json(value: Any) -> None:
+    def plain(x: Any) -> Any:
+        """JSON has no NaN and no infinity; null says "not a number"."""
+        if isinstance(x, dict):
+            return {k: plain(v) for k, v in x.items()}
+        if isinstance(x, list):
+            return [plain(v) for v in x]
+        return None if isinstance(x, float) and not math.isfinite(x) else x
+
+    print(json.dumps(plain(value), indent=2))
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    columns = {
+        "model": "{}",
+        "method": "{}",
+        "scheme": "{}",
+        "perplexity": "{:.3f}",
+        "kl": "{:.4f}",
+        "bits_per_weight": "{:.3f}",
+        "size_bytes": "{:,}",
+        "tokens_per_second": "{:.1f}",
+    }
+    table = [list(columns)] + [
+        ["-" if row[k] is None else style.format(row[k]) for k, style in columns.items()]
+        for row in rows
+    ]
+    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
+    for line in table:
+        cells = zip(line, widths, strict=True)
+        print("  ".join(c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(cells)))
+
+
+def _quiet_libraries() -> None:
+    """Keep the progress bars and advice of libraries out of the output."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
