@@ -1,0 +1,67 @@
+# qlab: the book and its package. `make help` lists what there is to make.
+#
+#   PYTHON    the Python that creates the environment (3.11 or newer)
+#   PIP_ARGS  passed to pip, such as an index with CPU builds of torch (see README.md)
+#   LOCK      the requirements that are installed; requirements.in takes the newest versions
+
+PYTHON ?= python3
+PIP_ARGS ?=
+LOCK ?= requirements.lock
+VENV ?= .venv
+
+BIN := $(abspath $(VENV))/bin
+INSTALLED := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup book test check test-library test-book notebooks lab lock format clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
+
+setup: $(INSTALLED)  ## create the environment, if it is missing or out of date
+
+# The stamp is written last, so that an installation that was cut off starts again.
+$(INSTALLED): $(LOCK) pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "qlab needs Python 3.11 or newer. Name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --progress-bar off $(PIP_ARGS) -r $(LOCK)
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+book: $(INSTALLED)  ## execute the chapters and build the HTML, doing only what changed
+	@$(BIN)/python tools/build_book.py
+
+test: check test-library test-book  ## all tests
+
+check: $(INSTALLED)  ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# What is independent of everything else, on two cores.
+test-library: $(INSTALLED)
+	$(PYTEST) tests --ignore=tests/site -m "not speed and not gpu" -n 2 --dist loadfile
+
+# What needs the built book or the machine for itself: the chapters, the site, measures of time.
+test-book: book
+	$(PYTEST) --nbval book tests -m "(chapter or site or speed) and not gpu"
+
+notebooks: $(INSTALLED)  ## write notebooks/*.ipynb for Colab from the chapters
+	@$(BIN)/python tools/make_notebooks.py
+
+lab: $(INSTALLED)  ## open the chapters as notebooks in JupyterLab
+	PATH="$(BIN):$$PATH" JUPYTER_CONFIG_PATH="$(CURDIR)/tools/jupyter" $(BIN)/jupyter-lab book
+
+lock: $(INSTALLED)  ## resolve the requirements anew: requirements.lock, environment.yml
+	$(BIN)/python tools/lock.py $(if $(UPGRADE),--upgrade)
+
+format: $(INSTALLED)  ## fix what ruff can fix
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove the built book (the environment stays)
+	rm -rf _build

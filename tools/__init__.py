@@ -1,0 +1,1 @@
+"""Scripts that build the book. They are not part of the package qlab."""
