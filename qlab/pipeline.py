@@ -117,4 +117,4 @@ def _bar(layers: list[Any], progress: bool) -> Any:
         return layers
     from tqdm import tqdm
 
-    return tqdm(layers, desc="quantizing", unit="layer")
+    return tqdm(layers, desc="quantizing", unit="layer", delay=2)

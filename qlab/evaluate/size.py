@@ -44,7 +44,8 @@ def model_size(model: Any) -> Size:
         weights += layer.in_features * layer.out_features
         inside |= {f"{name}.{part}" for part in ("packed", "scale", "zero_point")}
     seen, rest = set(), 0
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+    # The state dict is what a file holds; it leaves out tables that are computed at start-up.
+    for name, tensor in model.state_dict().items():
         if name not in inside and tensor.data_ptr() not in seen:
             seen.add(tensor.data_ptr())
             rest += tensor.numel() * tensor.element_size()

@@ -1,7 +1,8 @@
 """A quantized model as a folder: safetensors, the tokenizer, and config.json with the scheme.
 
 qlab's own layout, for every scheme: each quantized layer ``L`` is stored as ``L.packed`` (uint8),
-``L.scale`` and, if asymmetric, ``L.zero_point``; everything else under its usual name.
+``L.scale`` and, if asymmetric, ``L.zero_point`` (packed like the codes, in one row); everything
+else under its usual name.
 ``config.json`` carries ``quantization_config`` with ``quant_method: "qlab"``, and per layer the
 scheme, the shape and the dtype.
 
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save
 
-from qlab.core import QTensor, Scheme
+from qlab.core import QTensor, Scheme, pack, unpack
 from qlab.errors import QlabError
 from qlab.files import new_folder
 from qlab.nn import QuantLinear, quant_layers, replace_layer
@@ -51,6 +52,11 @@ def save_folder(
     tensors = {
         k: v.detach().cpu().contiguous() for k, v in model.state_dict().items() if k not in tied
     }
+    for name, layer in quant_layers(model):
+        if layer.zero_point is not None:
+            fmt = layer.scheme.format
+            zeros = (layer.zero_point.flatten().cpu() - fmt.qmin).to(torch.uint8)
+            tensors[f"{name}.zero_point"] = pack(zeros, fmt.bits)
     with new_folder(out, overwrite) as folder:
         # Bytes first, then one Python write: a full disk then gives an OSError with its reason.
         (folder / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
@@ -91,11 +97,19 @@ def load_folder(folder: str | Path) -> Any:
             packed, scale = tensors.pop(f"{name}.packed"), tensors.pop(f"{name}.scale")
         except KeyError as error:
             raise QlabError(f"'{folder}': tensor {error} is missing; quantize again") from None
+        scheme, zero_point = Scheme.parse(about["scheme"]), None
+        if not scheme.symmetric:
+            try:
+                zeros = tensors.pop(f"{name}.zero_point")
+            except KeyError as error:
+                raise QlabError(f"'{folder}': tensor {error} is missing; quantize again") from None
+            zeros = unpack(zeros, scheme.format.bits, scale.numel()).to(torch.int32)
+            zero_point = (zeros + scheme.format.qmin).reshape(scale.shape)
         weight = QTensor(
             packed,
             scale,
-            tensors.pop(f"{name}.zero_point", None),
-            Scheme.parse(about["scheme"]),
+            zero_point,
+            scheme,
             tuple(about["shape"]),
             about["dtype"],
         )

@@ -101,7 +101,10 @@ def _load_hub(name: str) -> Storyteller:
 def _from_pretrained(source: str, name: str, local: bool) -> Storyteller:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
 
+    # A bar for a model that loads in a second is noise in a chapter.
+    transformers_logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype=torch.float32, use_safetensors=True, local_files_only=local

@@ -1,0 +1,238 @@
+"""The case study: one model, a list of configurations, one row of figures each.
+
+A configuration is a method and a scheme (or neither: the baseline). ``run_study`` measures each and
+keeps the row in a cache file whose name is a hash of everything the row depends on: the
+configuration, the weights, the texts, the openings and qlab's own source. So adding a configuration
+to the list computes one row, and a change in the code computes all of them again.
+
+Chapter: The case study, first telling.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import qlab
+from qlab.files import new_file
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One line of the case study.
+
+    Attributes:
+        name: what the table shows.
+        method: such as ``rtn``; None for the model as it is.
+        scheme: such as ``int4-channel``; None for the model as it is.
+    """
+
+    name: str
+    method: str | None = None
+    scheme: str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured for one configuration.
+
+    Attributes:
+        perplexity: on the validation texts.
+        kl: mean KL divergence to the baseline in nats; None for the baseline.
+        bits_per_weight: of the quantized layers, metadata counted; None for the baseline.
+        memory_bytes: bytes of the model's tensors as they are held.
+        disk_bytes: bytes of the folder's safetensors file.
+        tokens_per_second: greedy decoding with qlab's reference kernel, one sequence.
+        rougeL_baseline, bleu_baseline: greedy continuations against the baseline's.
+        rougeL_human, bleu_human: greedy continuations against the human endings.
+        continuations: the greedy continuation of each opening.
+    """
+
+    name: str
+    method: str | None
+    scheme: str | None
+    perplexity: float
+    kl: float | None
+    bits_per_weight: float | None
+    memory_bytes: int
+    disk_bytes: int
+    tokens_per_second: float
+    rougeL_baseline: float
+    bleu_baseline: float
+    rougeL_human: float
+    bleu_human: float
+    continuations: list[str]
+
+
+def split_opening(text: str, sentences: int = 2) -> tuple[str, str]:
+    """(the first sentences, the rest) of a story."""
+    ends = [m.end() for m in re.finditer(r"[.!?][\"']?(?=\s)", text)]
+    cut = ends[min(sentences, len(ends)) - 1] if ends else len(text)
+    return text[:cut], text[cut:].strip()
+
+
+def continue_greedily(
+    model: Any, tokenizer: Any, openings: Sequence[str], max_tokens: int = 80
+) -> list[str]:
+    """The likeliest continuation of each opening, up to the end of the story; without the opening.
+
+    All openings run in one batch, padded at the left.
+    """
+    import torch
+
+    from qlab.nn import dequantize_model
+
+    plain = dequantize_model(model)
+    rows = [tokenizer(text)["input_ids"] for text in openings]
+    longest = max(len(r) for r in rows)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    ids = torch.tensor([[pad] * (longest - len(r)) + r for r in rows])
+    mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows])
+    with torch.no_grad():
+        out = plain.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            do_sample=False,
+            max_length=None,
+            max_new_tokens=max_tokens,
+            pad_token_id=pad,
+        )
+    return [t.strip() for t in tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)]
+
+
+def run_study(
+    source: Any,
+    configurations: Sequence[Configuration],
+    texts: Sequence[str],
+    *,
+    max_tokens: int = 80,
+    cache: str | Path | None = None,
+) -> list[Row]:
+    """Measure every configuration of a model, in order.
+
+    Args:
+        source: a Storyteller, as ``qlab.load`` returns.
+        configurations: the lines of the study; names are unique.
+        texts: whole stories. Perplexity and KL are of all of them; each is also cut after its
+            second sentence, the model continues it, and the rest is the human ending.
+        max_tokens: length of the continuations.
+        cache: folder for finished rows (default: ``qlab/study`` in the user's cache folder, or in
+            ``$QLAB_CACHE``).
+
+    Raises: qlab.QlabError for a bad scheme, method or empty text.
+    """
+    cache = Path(cache) if cache else default_cache()
+    weights = _fingerprint(source.model)
+    cuts = [split_opening(t) for t in texts]
+    baseline: list[str] | None = None
+    rows = []
+    for configuration in configurations:
+        key = _key(configuration, weights, list(texts), max_tokens)
+        row = _read(cache / f"{key}.json")
+        if row is None:
+            if baseline is None:
+                openings = [o for o, _ in cuts]
+                baseline = continue_greedily(source.model, source.tokenizer, openings, max_tokens)
+            row = _measure(source, configuration, list(texts), cuts, baseline, max_tokens)
+            with new_file(cache / f"{key}.json") as file:
+                file.write_text(json.dumps(asdict(row)), encoding="utf-8")
+        rows.append(row)
+    return rows
+
+
+def default_cache() -> Path:
+    """Where finished rows are kept."""
+    root = (
+        os.environ.get("QLAB_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    )
+    return Path(root) / "qlab" / "study"
+
+
+def _measure(
+    source: Any,
+    configuration: Configuration,
+    texts: list[str],
+    cuts: list[tuple[str, str]],
+    baseline: list[str],
+    max_tokens: int,
+) -> Row:
+    from qlab.evaluate import divergence, model_size, overlap, perplexity, tokens_per_second
+
+    model = source.model
+    if configuration.scheme:
+        model, _ = qlab.quantize_model(
+            source.model, configuration.method or "rtn", configuration.scheme, source.calibration()
+        )
+    size = model_size(model)
+    said = continue_greedily(model, source.tokenizer, [o for o, _ in cuts], max_tokens)
+    near, human = overlap(said, baseline), overlap(said, [rest for _, rest in cuts])
+    kl = None
+    if configuration.scheme:
+        kl = divergence(source.model, model, source.tokenizer, texts).kl
+    return Row(
+        name=configuration.name,
+        method=configuration.method,
+        scheme=configuration.scheme,
+        perplexity=perplexity(model, source.tokenizer, texts),
+        kl=kl,
+        bits_per_weight=size.bits_per_weight,
+        memory_bytes=size.total,
+        disk_bytes=_disk_bytes(model, source.tokenizer),
+        tokens_per_second=tokens_per_second(model),
+        rougeL_baseline=near.rougeL,
+        bleu_baseline=near.bleu,
+        rougeL_human=human.rougeL,
+        bleu_human=human.bleu,
+        continuations=said,
+    )
+
+
+def _disk_bytes(model: Any, tokenizer: Any) -> int:
+    """Write the model as a reader would, and weigh the safetensors file."""
+    from qlab.export import save_folder
+
+    with tempfile.TemporaryDirectory() as folder:
+        save_folder(model, tokenizer, Path(folder) / "model")
+        return (Path(folder) / "model" / "model.safetensors").stat().st_size
+
+
+def _key(configuration: Configuration, weights: str, texts: list[str], max_tokens: int) -> str:
+    parts = [asdict(configuration), weights, texts, max_tokens, _source_hash()]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _fingerprint(model: Any) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@functools.cache
+def _source_hash() -> str:
+    """Of qlab's Python files: a row computed by other code is another row."""
+    root = Path(qlab.__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        if "viz" not in file.parts:
+            digest.update(str(file.relative_to(root)).encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _read(file: Path) -> Row | None:
+    try:
+        row = Row(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):  # absent, cut, or of an older layout: compute it
+        return None
+    return row if math.isfinite(row.perplexity) else None
