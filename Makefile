@@ -14,6 +14,8 @@ INSTALLED := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# What chapters keep between runs goes with the book, so that a clean build measures everything.
+export QLAB_CACHE ?= $(CURDIR)/_build/.cache
 
 .DEFAULT_GOAL := help
 .PHONY: help setup book test check test-library test-book notebooks lab lock format clean
@@ -48,6 +50,7 @@ test-library: $(INSTALLED)
 
 # What needs the built book or the machine for itself: the chapters, the site, measures of time.
 test-book: book
+	@tools/browser.sh
 	$(PYTEST) --nbval book tests -m "(chapter or site or speed) and not gpu"
 
 notebooks: $(INSTALLED)  ## write notebooks/*.ipynb for Colab from the chapters

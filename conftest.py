@@ -54,7 +54,7 @@ class MystNotebook(IPyNbFile):
     """A chapter: the cells that nbval finds once jupytext has read the file."""
 
     def collect(self) -> Iterator[pytest.Item]:
-        notebook = jupytext.read(self.path)
+        notebook = jupytext.read(self.path, fmt="md:myst")
         for cell in notebook.cells:
             tags = cell.metadata.get("tags", [])
             if "skip-execution" in tags:

@@ -137,6 +137,7 @@ def build(root: Path, force: bool = False) -> int:
     # Chapters may call `!qlab`: it must be the one of this environment.
     path = os.pathsep.join([str(scripts), os.environ.get("PATH", "")])
     env = dict(os.environ, PATH=path, PYDEVD_DISABLE_FILE_VALIDATION="1")
+    env.setdefault("QLAB_CACHE", str(root / "_build" / ".cache"))
     code = subprocess.run(command, cwd=root, env=env, check=False).returncode
     prune_caches(root / "_build", cache)
     if code:

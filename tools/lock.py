@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON_VERSION = "3.11"
 LOCK_HEADER = f"""\
-# Exact versions of everything that builds and tests the book, resolved with Python {PYTHON_VERSION}.
+# Exact versions of what builds and tests the book, resolved with Python {PYTHON_VERSION}.
 # Made by `make lock` from requirements.in and pyproject.toml; do not edit by hand.
 #   make lock             after a change of the requirements
 #   make lock UPGRADE=1   to take the newest versions
