@@ -83,7 +83,9 @@ def convert(book: Book, page: Path) -> dict[str, Any]:
         if text:
             cells.append({"cell_type": "markdown", "metadata": {}, "source": text})
     if renderer.cited and not renderer.listed_sources:
-        text = "\n".join(["## Sources", "", *book.citations.listing(renderer.cited)])
+        titled = any("## Sources" in cell["source"].split("\n") for cell in cells)
+        heading = [] if titled else ["## Sources", ""]
+        text = "\n".join([*heading, *book.citations.listing(renderer.cited)])
         cells.append({"cell_type": "markdown", "metadata": {}, "source": text})
     cells.insert(0, code_cell(install_source(book, page, sources), {}, folded=False))
     return {

@@ -276,7 +276,7 @@ class Renderer:
     def solution_title(self, block: Directive) -> str:
         label = self.book.labels.get(block.argument)
         if label is None and not self.collecting:
-            raise self.error(f"a solution to the unknown exercise '{block.argument}'")
+            raise self.broken(f"a solution to the unknown exercise '{block.argument}'")
         return f"Solution to {label.words if label else ''}"
 
     def figure(self, block: Directive) -> list[str]:
@@ -321,7 +321,7 @@ class Renderer:
             for node in ast.walk(ast.parse(source)):
                 if getattr(node, "name", None) == name.rpartition(".")[2]:
                     return lines[node.lineno - 1 : node.end_lineno]
-            raise self.error(f"literalinclude of {name}, which {block.argument} does not define")
+            raise self.broken(f"a literalinclude of {name}, which {block.argument} does not define")
         if ranges := block.options.get("lines"):
             chosen: list[str] = []
             for part in ranges.split(","):
@@ -398,7 +398,7 @@ class Renderer:
         if label is None:
             if self.collecting:
                 return ""
-            raise self.error(f"a reference to '{name}', which no page defines,")
+            raise self.broken(f"a reference to '{name}', which no page defines")
         words = label.words
         if text:
             number = str(label.number) if label.number else label.title
@@ -414,7 +414,7 @@ class Renderer:
         names = [key.strip() for key in keys.split(",")]
         for key in names:
             if key not in self.book.citations:
-                raise self.error(f"a citation of '{key}', which the bibliography lacks,")
+                raise self.broken(f"a citation of '{key}', which the bibliography lacks")
             if key not in self.cited:
                 self.cited.append(key)
         return self.book.citations.inline(names, textual=form in ("t", "ct", "author"))
@@ -429,7 +429,7 @@ class Renderer:
             return self.inline(text) or f"*{fragment.replace('-', ' ')}*"
         page = (self.page.parent / path).resolve()
         if not page.is_file():
-            raise self.error(f"a link to {target}, which does not exist,")
+            raise self.broken(f"a link to {target}, which does not exist")
         if page.suffix != ".md":
             return f"[{self.inline(text) or page.name}]({self.book.file_url(page, raw=False)})"
         words = self.inline(text) or f"*{self.book.titles.get(page, page.stem)}*"
@@ -442,7 +442,7 @@ class Renderer:
         base = self.book.root if source.startswith("/") else self.page.parent
         path = base / source.lstrip("/")
         if not path.is_file():
-            raise self.error(f"the image {source}, which does not exist,")
+            raise self.broken(f"the image {source}, which does not exist")
         return self.book.file_url(path, raw=True)
 
     # Labels and numbers
@@ -458,13 +458,15 @@ class Renderer:
 
     def define(self, name: str, label: Label) -> None:
         if self.collecting and name in self.book.labels:
-            raise self.error(f"the label '{name}', which is already used,")
+            raise self.broken(f"the label '{name}', which is already used")
         self.book.labels[name] = label
 
+    def broken(self, what: str) -> MystError:
+        return MystError(f"{self.page.relative_to(self.book.root).as_posix()} has {what}")
+
     def error(self, what: str) -> MystError:
-        page = self.page.relative_to(self.book.root).as_posix()
-        return MystError(
-            f"{page} has {what} that has no plain form in the notebooks: change the chapter, "
+        return self.broken(
+            f"{what}, which has no plain form in the notebooks: change the chapter, "
             "or teach tools/myst_markdown.py"
         )
 

@@ -174,6 +174,21 @@ glue("n", 1)
     exec(texts[curve], namespace)  # glue works without myst_nb
 
 
+@pytest.mark.parametrize("heading", ["", "## Sources\n\n"])
+def test_what_a_chapter_cites_is_listed_once_at_its_end(minibook: Path, heading: str) -> None:
+    page = minibook / "book" / "first.md"
+    page.write_text(
+        page.read_text() + f"\n{heading}{{cite:t}}`frantar2023` and {{cite}}`frantar2023`.\n"
+    )
+    cells = json.loads(generate(minibook)["first.ipynb"])["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells)
+    assert text.count("## Sources\n") == 1
+    assert "".join(cells[-1]["source"]).endswith(
+        "- Frantar, E.; Ashkboos, S.; Hoefler, T.; Alistarh, D. (2023). *GPTQ: Accurate "
+        "Post-Training Quantization*. ICLR. <https://arxiv.org/abs/2210.17323>"
+    )
+
+
 # Markdown
 
 
