@@ -44,9 +44,9 @@ check: $(INSTALLED)  ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# What is independent of everything else, on two cores.
+# What is independent of everything else: two processes of one thread each.
 test-library: $(INSTALLED)
-	$(PYTEST) tests --ignore=tests/site -m "not speed and not gpu" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(PYTEST) tests --ignore=tests/site -m "not speed and not gpu" -n 2 --dist loadfile
 
 # What needs the built book or the machine for itself: the chapters, the site, measures of time.
 test-book: book
