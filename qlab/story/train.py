@@ -111,7 +111,7 @@ def train(
         documents.setdefault(name, []).extend(found)
     tokenizer = _tokenizer(out, documents, settings, start_from)
     sources: dict[str, data.Rows] = {
-        name: data.Documents(found, tokenizer) for name, found in documents.items()
+        name: data.Documents(found, tokenizer) for name, found in documents.items() if found
     }
     sources["world"] = data.World(tokenizer)
     batches = data.Batches(sources, settings.shares, t.seed, t.batch, t.sequence)

@@ -1,0 +1,1 @@
+"""The material of the story world: words, a small grammar, and plots."""
