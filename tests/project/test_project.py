@@ -112,8 +112,10 @@ def test_the_addresses_are_those_of_pyproject() -> None:
     assert citation["repository-code"].rstrip("/") == urls["Repository"]
     assert citation["url"].rstrip("/") == urls["Documentation"]
     config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
-    stated = (config.get("repository") or {}).get("url")
-    assert stated is None or stated.rstrip("/") == urls["Repository"]
+    stated = (config.get("repository") or {}).get("url", urls["Repository"])
+    assert stated.rstrip("/") == urls["Repository"]
+    published = (config.get("html") or {}).get("baseurl", urls["Documentation"])
+    assert published.rstrip("/") == urls["Documentation"]
 
 
 def test_the_citation_file_has_what_its_format_demands() -> None:
