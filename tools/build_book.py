@@ -7,9 +7,10 @@ Three fingerprints are kept beside the built book:
 - ``library``: qlab with its data, the lock, the Python version. It names the folder of executed
   notebooks, because jupyter-cache compares the cells of a chapter and nothing else: a change in
   qlab must execute every chapter again.
-- ``frame``: the configuration, the table of contents, the style, the extensions. A change redraws
-  every page; nothing is executed again.
-- ``chapters``: the chapters themselves. Only those that changed are executed and redrawn.
+- ``frame``: the configuration, the table of contents, the style, the extensions, the names of the
+  notebooks that pages link to. A change redraws every page; nothing is executed again.
+- ``chapters``: the chapters, of which only those that changed are executed and redrawn, and the
+  notebooks, which are copied.
 
 With nothing changed it prints the address of the book and returns. Warnings are errors, and a cell
 that raises stops the build, unless it is tagged ``raises-exception``.
@@ -63,13 +64,14 @@ def fingerprints(root: Path) -> dict[str, str]:
     """What the built book depends on, in three parts (see the top of this file)."""
     library = files_under(root, ["qlab", "requirements.lock"])
     book = files_under(root, ["book"])
-    chapters = [path for path in book if path.suffix == ".md"]
+    notebooks = files_under(root, ["notebooks"])
+    chapters = [path for path in book if path.suffix == ".md"] + notebooks
     frame = [path for path in book if path.suffix != ".md"]
     frame += files_under(root, ["_config.yml", "_toc.yml", "pyproject.toml", "tools", "benchmarks"])
     frame += sorted(root.glob("*.md"))
     return {
         "library": digest(root, library, extra=sys.version),
-        "frame": digest(root, frame),
+        "frame": digest(root, frame, extra=" ".join(path.name for path in notebooks)),
         "chapters": digest(root, chapters),
     }
 

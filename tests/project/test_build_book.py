@@ -91,6 +91,18 @@ def test_each_input_changes_one_fingerprint(minibook: Path, name: str, part: str
     assert {key for key in after if after[key] != before[key]} == {part}
 
 
+def test_a_new_notebook_redraws_the_pages_and_a_changed_one_is_copied(minibook: Path) -> None:
+    notebook = minibook / "notebooks" / "first.ipynb"
+    notebook.parent.mkdir()
+    before = fingerprints(minibook)
+    notebook.write_text("{}")
+    between = fingerprints(minibook)
+    notebook.write_text("{ }")
+    after = fingerprints(minibook)
+    assert between["frame"] != before["frame"]
+    assert {key for key in after if after[key] != between[key]} == {"chapters"}
+
+
 def test_a_renamed_file_changes_the_fingerprint(minibook: Path) -> None:
     before = fingerprints(minibook)
     (minibook / "qlab/__init__.py").rename(minibook / "qlab/other.py")
