@@ -6,6 +6,7 @@ So an interrupted run resumes on exactly the rows that it would have seen.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 
 from qlab.errors import QlabError
 from qlab.story.stories import texts
+from qlab.story.worldparts import words
 
 Rows = Callable[[np.random.Generator, int], list[int]]
 
@@ -21,7 +23,8 @@ Rows = Callable[[np.random.Generator, int], list[int]]
 def read_corpus(path: str | Path) -> tuple[str, list[str]]:
     """Read a corpus file: its source name and its documents.
 
-    ``.txt``: stories separated by ``<|endoftext|>``, the source ``tinystories``.
+    ``.txt``: the source ``tinystories``; its stories are separated by ``<|endoftext|>``, or, in a
+    file without that mark, by a single newline (with empty lines between paragraphs).
     ``.jsonl``: an object with the key ``text`` a line, the source ``fairy``.
     """
     path = Path(path)
@@ -32,7 +35,8 @@ def read_corpus(path: str | Path) -> tuple[str, list[str]]:
         documents = [json.loads(line)["text"] for line in raw.splitlines() if line.strip()]
         name = "fairy"
     elif path.suffix == ".txt":
-        documents, name = raw.split("<|endoftext|>"), "tinystories"
+        mark = r"<\|endoftext\|>" if "<|endoftext|>" in raw else r"(?<!\n)\n(?!\n)"
+        documents, name = re.split(mark, raw), "tinystories"
     else:
         raise QlabError(f"corpus {path}: expected .txt or .jsonl")
     documents = [plain(d) for d in documents]
@@ -47,6 +51,23 @@ def plain(text: str) -> str:
         text = text.replace(old, new)
     lines = [" ".join(line.split()) for line in text.splitlines()]
     return "\n".join(line for line in lines if line.strip("*- "))
+
+
+def rename(text: str, rng: np.random.Generator) -> str:
+    """Exchange the names of the story world's lists for others of the same list.
+
+    A few hundred stories are read dozens of times in a run. With other names each time, the model
+    has to look up who a story is about instead of learning the story by heart.
+    """
+    said = set(re.findall(r"\b[A-Z][a-z]+\b", text))
+    exchange: dict[str, str] = {}
+    for pool in (words.GIRLS, words.BOYS, words.ANIMAL_NAMES):
+        known = sorted(said.intersection(pool))
+        fresh = rng.permutation([name for name in pool if name not in said])
+        exchange |= dict(zip(known, map(str, fresh), strict=False))
+    if not exchange:
+        return text
+    return re.sub(rf"\b({'|'.join(exchange)})\b", lambda m: exchange[m[0]], text)
 
 
 class Documents:
@@ -65,6 +86,20 @@ class Documents:
                 ids = ids[max(0, rng.integers(-length // 2, len(ids) - length + 1)) :]
             row += ids[: length - len(row)].tolist()
         return row
+
+
+class Stories:
+    """Rows from a fixed list of short stories, in which the names are others each time."""
+
+    def __init__(self, stories: Iterable[str], tokenizer: Any) -> None:
+        self.stories, self.tokenizer = list(stories), tokenizer
+
+    def __call__(self, rng: np.random.Generator, length: int) -> list[int]:
+        row: list[int] = []
+        while len(row) < length:
+            text = rename(self.stories[rng.integers(len(self.stories))], rng)
+            row += [*self.tokenizer(text)["input_ids"], self.tokenizer.eos_token_id]
+        return row[:length]
 
 
 class World:

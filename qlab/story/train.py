@@ -30,6 +30,8 @@ from qlab.story.settings import Settings, read_settings
 from qlab.story.stories import texts
 from qlab.story.tokenizer import train_tokenizer
 
+# Sources whose documents are longer than a row: tales and chapters of books.
+LONG = ("fairy",)
 COLUMNS = ("step", "tokens", "seconds", "rate", "loss", "validation_loss")
 
 
@@ -111,7 +113,9 @@ def train(
         documents.setdefault(name, []).extend(found)
     tokenizer = _tokenizer(out, documents, settings, start_from)
     sources: dict[str, data.Rows] = {
-        name: data.Documents(found, tokenizer) for name, found in documents.items() if found
+        name: (data.Documents if name in LONG else data.Stories)(found, tokenizer)
+        for name, found in documents.items()
+        if found
     }
     sources["world"] = data.World(tokenizer)
     batches = data.Batches(sources, settings.shares, t.seed, t.batch, t.sequence)

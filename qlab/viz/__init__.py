@@ -11,6 +11,7 @@ from qlab.viz.memory import memory_calculator
 from qlab.viz.roofline import roofline
 from qlab.viz.stories import side_by_side
 from qlab.viz.style import COLORS, show, use_style
+from qlab.viz.surprise import surprise
 
 __all__ = [
     "COLORS",
@@ -20,5 +21,6 @@ __all__ = [
     "roofline",
     "show",
     "side_by_side",
+    "surprise",
     "use_style",
 ]
