@@ -114,6 +114,7 @@ def run_study(
     configurations: Sequence[Configuration],
     texts: Sequence[str],
     *,
+    openings: int = 16,
     max_tokens: int = 80,
     cache: str | Path | None = None,
 ) -> list[Row]:
@@ -122,8 +123,9 @@ def run_study(
     Args:
         source: a Storyteller, as ``qlab.load`` returns.
         configurations: the lines of the study; names are unique.
-        texts: whole stories. Perplexity and KL are of all of them; each is also cut after its
-            second sentence, the model continues it, and the rest is the human ending.
+        texts: whole stories. Perplexity and KL are of all of them. The first ``openings`` are also
+            cut after their second sentence; the model continues, and the rest is the human ending.
+        openings: how many stories are continued.
         max_tokens: length of the continuations.
         cache: folder for finished rows (default: ``qlab/study`` in the user's cache folder, or in
             ``$QLAB_CACHE``).
@@ -132,16 +134,16 @@ def run_study(
     """
     cache = Path(cache) if cache else default_cache()
     weights = _fingerprint(source.model)
-    cuts = [split_opening(t) for t in texts]
+    cuts = [split_opening(t) for t in texts[:openings]]
     baseline: list[str] | None = None
     rows = []
     for configuration in configurations:
-        key = _key(configuration, weights, list(texts), max_tokens)
+        key = _key(configuration, weights, list(texts), openings, max_tokens)
         row = _read(cache / f"{key}.json")
         if row is None:
             if baseline is None:
-                openings = [o for o, _ in cuts]
-                baseline = continue_greedily(source.model, source.tokenizer, openings, max_tokens)
+                starts = [o for o, _ in cuts]
+                baseline = continue_greedily(source.model, source.tokenizer, starts, max_tokens)
             row = _measure(source, configuration, list(texts), cuts, baseline, max_tokens)
             with new_file(cache / f"{key}.json") as file:
                 file.write_text(json.dumps(asdict(row)), encoding="utf-8")
@@ -205,8 +207,10 @@ def _disk_bytes(model: Any, tokenizer: Any) -> int:
         return (Path(folder) / "model" / "model.safetensors").stat().st_size
 
 
-def _key(configuration: Configuration, weights: str, texts: list[str], max_tokens: int) -> str:
-    parts = [asdict(configuration), weights, texts, max_tokens, _source_hash()]
+def _key(
+    configuration: Configuration, weights: str, texts: list[str], openings: int, max_tokens: int
+) -> str:
+    parts = [asdict(configuration), weights, texts, openings, max_tokens, _source_hash()]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 

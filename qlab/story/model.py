@@ -5,7 +5,11 @@ Chapter: Meet the storyteller.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -100,7 +104,10 @@ def _load_hub(name: str) -> Storyteller:
 
 def _from_pretrained(source: str, name: str, local: bool) -> Storyteller:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with _quiet_imports():
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.models.llama import modeling_llama as _  # noqa: F401 (imported later else)
     from transformers.utils import logging as transformers_logging
 
     # A bar for a model that loads in a second is noise in a chapter.
@@ -116,6 +123,18 @@ def _from_pretrained(source: str, name: str, local: bool) -> Storyteller:
         reason = str(error).splitlines()[0]
         raise QlabError(f"'{name}' could not be loaded by transformers: {reason}") from None
     return Storyteller(model.eval(), tokenizer, name)
+
+
+@contextlib.contextmanager
+def _quiet_imports() -> Iterator[None]:
+    """Keep out of a chapter what transformers' optional parts say about parts of their own."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="IProgress not found")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def check_safetensors(files: list[Path]) -> None:

@@ -31,10 +31,12 @@ class Facts:
         hero, hero_kind, pronoun: name, "girl", "she".
         others: (name, kind, pronoun) of each other character that appears.
         place: where it happens, without the preposition: "garden".
+        other_place: where the hero has to go, if another place has a part.
         object, attribute: "kite", "red" (a color or a material).
         found_at, found_by: the spot and the character, if something was lost or hidden.
         promise: "water the flowers".
-        number, number_left: how many there were, and how many were left, as words.
+        number, number_left: how many there were (steps, weeks, cakes ...), and how many were left
+            where the plot takes some away; as words.
         feeling_before, feeling_after: how the hero felt.
     """
 
@@ -42,7 +44,8 @@ class Facts:
     hero_kind: str
     pronoun: str
     others: tuple[tuple[str, str, str], ...]
-    place: str
+    place: str | None
+    other_place: str | None
     object: str | None
     attribute: str | None
     found_at: str | None
@@ -50,8 +53,8 @@ class Facts:
     promise: str | None
     number: str | None
     number_left: str | None
-    feeling_before: str
-    feeling_after: str
+    feeling_before: str | None
+    feeling_after: str | None
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,26 @@ class _Character:
     pronoun: str
 
 
-PRONOUNS = {"he": ("he", "him", "his"), "she": ("she", "her", "her")}
+PRONOUNS = {"he": ("he", "him", "his", "himself"), "she": ("she", "her", "her", "herself")}
 # Plots that need the open air.
-OUTDOORS = {"grow", "rivals", "contest", "storm", "stranger"}
+OUTDOORS = set(
+    """journey grow rivals contest storm stranger rescue echo errand seat build found
+    mistaken""".split()
+)
+# Plots in which it is the friend who feels bad.
+FRIEND_FEELS = {"gift", "stranger"}
+# What a shared line may not hold, and the plots that it does not fit.
+UNFIT = {
+    "best friend": {"stranger", "storm", "wish", "trade", "guest", "found", "mistaken", "share"},
+    "<food>": {"trade", "guest", "share", "rescue", "errand", "hide"},  # food or time is short
+    " home": {"mess", "guest", "sibling"},  # the hero is there already, alone in "guest"
+    "felt so <down>": FRIEND_FEELS,
+}
+# What is hidden or lost is found at the spot; by the hero, the friend (or not as a fact).
+FOUND_BY = {"lost": "friend", "hide": "friend", "letter": "hero", "collection": "hero"}
+SPOTS = FOUND_BY.keys() | {"gift", "secret"}
+# Some are taken away, or given.
+LESS = {"lie", "share", "collection"}
 
 
 def plot_names() -> list[str]:
@@ -101,7 +121,9 @@ def generate(seed: int, plot: str | None = None) -> WorldStory:
     hero, friend, third = _cast(rng)
     context, drawn = _context(rng, chosen, hero, friend, third)
     text = _tell(rng, chosen, context, outdoors=drawn["place"] not in w.INDOORS)
-    return WorldStory(seed, chosen, text, _facts(text, drawn, hero, (friend, third)))
+    # Who was introduced has been told, whatever other words a name may be ("Will", "Honey").
+    told = [c for c, key in ((friend, "f_known"), (third, "g_known")) if key in context]
+    return WorldStory(seed, chosen, text, _facts(text, drawn, hero, friend, told))
 
 
 def stream(seed: int = 0, split: str = "train") -> Iterator[WorldStory]:
@@ -150,7 +172,8 @@ def _kind(rng: random.Random, hero: bool) -> tuple[str, str, str, list[str]]:
     pronoun = rng.choice(["he", "she"])
     if roll < 0.88 or hero:
         kind = rng.choice(w.ANIMALS if roll < 0.94 else w.OTHERS)
-        adjective = rng.choice(w.TEMPERS + w.SIZES)
+        # "A tiny giant" would be a joke, not a fact.
+        adjective = rng.choice(w.TEMPERS + (w.SIZES if kind in w.ANIMALS else []))
         pool = w.ANIMAL_NAMES + (w.GIRLS if pronoun == "she" else w.BOYS)
         return kind, f"{adjective} {kind}", pronoun, pool
     about, fixed = rng.choice(w.GROWN_UPS)
@@ -164,7 +187,8 @@ def _context(
     """Values of every slot, and the raw draws that the facts are made of."""
     places = [p for p in w.PLACES if plot not in OUTDOORS or p not in w.INDOORS]
     place, place2 = rng.sample(places, 2)
-    thing, thing2 = rng.sample(w.OBJECTS, 2)
+    thing = rng.choice(w.OBJECTS_OF_PLOT.get(plot, w.OBJECTS))
+    thing2 = rng.choice([o for o in w.OBJECTS if o != thing])
     number = rng.randint(5, 9)
     given = 2 if plot == "lie" else rng.randint(2, number - 2)
     counted = rng.choice(w.COUNTED)
@@ -172,13 +196,21 @@ def _context(
     fear = rng.choice(sorted(w.FEARS))
     wish = rng.choice(sorted(w.WISHES))
     weather = rng.choice(w.WEATHER[rng.choice(sorted(w.WEATHER))])
-    temper, temper2 = rng.sample(w.TEMPERS, 2)
+    own = hero.about.split()[0]
+    fitting = [t for t in w.TEMPERS if t != own and t != w.OPPOSITES.get(own)]
+    temper, temper2, temper3 = rng.sample(fitting, 3)
+    if temper3 == w.OPPOSITES.get(temper):
+        temper, temper2 = temper2, temper
+    baby = rng.choice(sorted(w.BABIES))
+    skill = rng.choice(sorted(w.SKILLS))
+    song = rng.choice(sorted(w.SONGS))
     drawn = {
         "place": place,
+        "place2": place2,
         "object": thing,
         "color": rng.choice(w.COLORS),
         "material": rng.choice(w.MATERIALS),
-        "spot": rng.choice(w.PLACES[place][1]),
+        "spot": rng.choice(w.HIDING if plot == "hide" else w.PLACES[place][1]),
         "promise": promise,
         "number": w.NUMBERS[number],
         "left": w.NUMBERS[number - given],
@@ -200,11 +232,10 @@ def _context(
         "down": drawn["down"],
         "up": drawn["up"],
         "weather": weather,
-        "weather_low": weather[0].lower() + weather[1:],
         "temper": temper,
         "temper2": temper2,
+        "temper3": temper3,
         "n1": drawn["number"],
-        "n3": w.NUMBERS[rng.randint(2, 9)],
         "ng": w.NUMBERS[given],
         "nless": drawn["left"],
         "things": w.PLURALS.get(counted, counted + "s"),
@@ -218,12 +249,23 @@ def _context(
         "back": w.WISHES[wish][1],
         "plant": rng.choice(w.PLANTS),
         "game": rng.choice(w.GAMES),
+        "call": rng.choice(w.CALLS),
+        "baby": baby,
+        "skill": skill,
+        "did": w.SKILLS[skill],
+        "built": rng.choice(w.BUILDINGS),
+        "cub": rng.choice(w.CUBS),
+        "job": rng.choice(w.JOBS),
+        "kept": rng.choice(w.KEPT),
+        "song1": song,
+        "song2": w.SONGS[song],
         "fi2": rng.choice(["an old woman", "an old man", "a neighbor", "a man with a cart"]),
     }
-    for prefix, who in (("", hero), ("f", friend), ("g", third)):
-        he, him, his = PRONOUNS[who.pronoun]
-        context |= {f"{prefix}he": he, f"{prefix}him": him, f"{prefix}his": his}
-        letter = prefix or "h"
+    people = (("", hero.pronoun), ("f", friend.pronoun), ("g", third.pronoun))
+    for prefix, pronoun in (*people, ("b", w.BABIES[baby])):
+        for key, word in zip(("he", "him", "his", "himself"), PRONOUNS[pronoun], strict=True):
+            context[prefix + key] = word
+    for letter, who in (("h", hero), ("f", friend), ("g", third)):
         context |= {letter: who.name, f"{letter}k": f"a {who.about}"}
         context[f"{letter}i"] = f"a {who.about} named {who.name}"
     return context, drawn
@@ -235,24 +277,26 @@ def _tell(rng: random.Random, plot: str, context: dict[str, str], outdoors: bool
     openings = [p for p in parts["openings"] if outdoors or "<Weather>" not in p]
     lines = [rng.choice(openings)]
     if rng.random() < 0.6:
-        lines.append(rng.choice(parts["traits"]))
+        lines.append(rng.choice(_fitting(parts["traits"], plot)))
     if outdoors and "<Weather>" not in lines[0] and rng.random() < 0.35:
         lines.append(rng.choice(parts["weather_beats"]))
-    scenes = rng.sample(parts["scenes"], 2)
+    scenes = rng.sample(_fitting(parts["scenes"], plot), 2)
     for i, beat in enumerate(plots()[plot]):
         if i > 0 and plot != "contest" and scenes and rng.random() < 0.16:
             lines.append(scenes.pop())
         lines.append(rng.choice(beat))
-    if rng.random() < 0.9:
-        lines.append(rng.choice(parts["endings"]))
-    else:
-        lines.append("<H> felt <up>.")
+    lines.append(rng.choice(_fitting(parts["endings"], plot)))
     out = []
     for line in lines:
         out.append(polish(expand(_introduce(line, context), context, rng)))
     breaks = set(rng.sample(range(1, len(out)), k=min(len(out) - 1, rng.randint(1, 3))))
     text = "".join(("\n" if i in breaks else " " if i else "") + s for i, s in enumerate(out))
     return text
+
+
+def _fitting(lines: list[str], plot: str) -> list[str]:
+    marks = [mark for mark, unfit in UNFIT.items() if plot in unfit]
+    return [line for line in lines if not any(mark in line for mark in marks)]
 
 
 def _introduce(line: str, context: dict[str, str]) -> str:
@@ -273,32 +317,41 @@ def _introduce(line: str, context: dict[str, str]) -> str:
 
 
 def _facts(
-    text: str, drawn: dict[str, str], hero: _Character, others: tuple[_Character, ...]
+    text: str,
+    drawn: dict[str, str],
+    hero: _Character,
+    friend: _Character,
+    told: list[_Character],
 ) -> Facts:
     """Only what the text says: a value that does not occur in it is None."""
 
     def said(value: str) -> str | None:
         return value if re.search(rf"\b{re.escape(value)}\b", text, re.IGNORECASE) else None
 
-    attribute = drawn["material"] if drawn["plot"] == "broken" else drawn["color"]
+    plot = drawn["plot"]
+    attribute = drawn["material"] if plot == "broken" else drawn["color"]
     whole = said(f"{attribute} {drawn['object']}") is not None
-    hides = drawn["plot"] in ("lost", "gift", "secret")
-    spot = said(drawn["spot"]) if hides else None
-    counts = drawn["plot"] in ("lie", "share")
-    present = tuple((c.name, c.kind, c.pronoun) for c in others if said(c.name))
+    spot = said(drawn["spot"]) if plot in SPOTS else None
+    finder = {"hero": hero.name, "friend": friend.name}.get(FOUND_BY.get(plot, ""))
     return Facts(
         hero=hero.name,
         hero_kind=hero.kind,
         pronoun=hero.pronoun,
-        others=present,
-        place=drawn["place"],
+        others=tuple((c.name, c.kind, c.pronoun) for c in told),
+        place=_place(drawn["place"], text),
+        other_place=_place(drawn["place2"], text),
         object=drawn["object"] if whole else None,
         attribute=attribute if whole else None,
         found_at=spot,
-        found_by=others[0].name if spot and drawn["plot"] == "lost" else None,
-        promise=drawn["promise"] if drawn["plot"] == "promise" else None,
-        number=said(drawn["number"]) if counts else None,
-        number_left=said(drawn["left"]) if counts else None,
-        feeling_before=drawn["down"],
+        found_by=finder if spot else None,
+        promise=drawn["promise"] if plot == "promise" else None,
+        number=said(drawn["number"]),
+        number_left=said(drawn["left"]) if plot in LESS else None,
+        feeling_before=None if plot in FRIEND_FEELS else drawn["down"],
         feeling_after=drawn["up"],
     )
+
+
+def _place(place: str, text: str) -> str | None:
+    """The place if the text says it, as in "in the garden" or "near the garden"."""
+    return place if re.search(rf"\bthe (?:old )?{place}\b(?! pond)", text, re.I) else None

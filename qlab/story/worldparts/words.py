@@ -14,7 +14,7 @@ NAMES = GIRLS + BOYS + ANIMAL_NAMES
 
 CHILDREN = {"girl": "she", "boy": "he"}
 ANIMALS = """fox rabbit mouse bear duck hedgehog cat dog squirrel owl turtle frog pig goat badger
-otter hen lamb pony crow raccoon beaver""".split()
+otter goose lamb pony crow raccoon beaver""".split()
 OTHERS = ["robot", "dragon", "giant"]
 GROWN_UPS = [
     ("old baker", None),
@@ -33,6 +33,8 @@ GROWN_UPS = [
 SIZES = ["little", "small", "young", "tiny", "big", "tall", "round"]
 TEMPERS = """kind quiet brave curious clever shy cheerful gentle careful playful patient
 dreamy""".split()
+# Tempers that do not go with another in one character.
+OPPOSITES = {"shy": "brave", "brave": "shy", "careful": "playful", "playful": "careful"}
 
 COLORS = "red blue green yellow white black silver golden orange purple brown pink gray".split()
 # Small things that can be carried, lost and found.
@@ -40,6 +42,11 @@ OBJECTS = """kite ball key ring scarf hat drum bell book cup button ribbon whist
 lantern coin spoon mitten doll shell map feather flute box bottle clock blanket brush comb marble
 mask necklace pencil pillow purse rope shoe top umbrella wagon watch puppet yo-yo bracelet candle
 compass crown fan flag glove hammer jar mirror needle pan sled star stone sock cap coat""".split()
+# What a plot needs of its object: that the wind can take it, or that it can break.
+LIGHT = "kite scarf hat ribbon mitten map feather sock cap coat glove flag blanket fan".split()
+BREAKABLE = """cup bell boat doll box bottle clock lantern mask mirror jar star crown whistle comb
+bracelet puppet flute""".split()
+OBJECTS_OF_PLOT = {"rescue": LIGHT, "broken": BREAKABLE}
 FOODS = """bread cake soup honey apples berries cheese pie cookies nuts plums pears rice noodles
 carrots jam pancakes porridge""".split()
 COUNTED = [
@@ -61,6 +68,8 @@ COUNTED = [
     "seed",
 ]
 PLURALS = {"cherry": "cherries"}
+# What is kept for its own sake; the plural.
+KEPT = "buttons shells coins stones marbles feathers stamps postcards corks".split()
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
 # Place -> (phrase that says where, spots that exist there).
@@ -212,17 +221,33 @@ FEELINGS_OF_PLOT = {
     "gift": ["lonely", "left out", "jealous"],
     "grow": ["impatient", "cross", "silly"],
     "wish": ["foolish", "lonely", "scared"],
+    "rescue": ["scared", "helpless", "small"],
+    "echo": ["cross", "angry", "silly"],
+    "sibling": ["jealous", "left out", "lonely"],
+    "errand": ["tired", "helpless", "nervous"],
+    "letter": ["ashamed", "sorry", "lonely"],
+    "teach": ["ashamed", "silly", "small"],
+    "door": ["cross", "silly", "helpless"],
+    "seat": ["ashamed", "silly", "cross"],
+    "hide": ["lonely", "forgotten", "scared"],
+    "mess": ["ashamed", "helpless", "sorry"],
+    "guest": ["shy", "unsure", "nervous"],
+    "collection": ["cross", "angry", "helpless"],
+    "build": ["ashamed", "tired", "silly"],
+    "found": ["torn", "unsure", "sorry"],
+    "mistaken": ["ashamed", "scared", "foolish"],
+    "song": ["tired", "helpless", "foolish"],
 }
-FEELINGS_UP = "happy proud glad cheerful grateful calm joyful relieved warm light".split()
+FEELINGS_UP = "happy proud glad cheerful grateful calm joyful relieved merry content".split()
 PROMISES = {
     "water the flowers": ("watered the flowers", "the flowers"),
     "feed the hens": ("fed the hens", "the hens"),
     "sweep the floor": ("swept the floor", "the floor"),
     "carry the wood": ("carried the wood", "the wood"),
-    "bake a cake": ("baked a cake", "a cake"),
-    "sing a song": ("sang a song", "a song"),
+    "bake a cake": ("baked a cake", "the cake"),
+    "sing a song": ("sang a song", "the song"),
     "paint the fence": ("painted the fence", "the fence"),
-    "tell a story": ("told a story", "a story"),
+    "tell a story": ("told a story", "the story"),
     "wash the cups": ("washed the cups", "the cups"),
     "pick the berries": ("picked the berries", "the berries"),
     "mend the net": ("mended the net", "the net"),
@@ -237,20 +262,55 @@ FEARS = {
     "loud noises": "stand in all that noise",
 }
 PLANTS = ["sunflower", "pumpkin", "bean plant", "apple tree", "rose", "tomato plant", "cherry tree"]
-GAMES = [
-    "race",
-    "kite contest",
-    "singing contest",
-    "baking contest",
-    "boat race",
-    "jumping contest",
-]
+GAMES = ["race", "running race", "sack race", "hopping race", "egg race", "barrel race"]
 WISHES = {
     "to be as tall as a house": ("could not fit through any door", "small again"),
     "to never be hungry": ("could not taste a thing", "hungry again"),
     "to fly like a bird": ("could not come down", "back on the ground"),
-    "to have everything made of candy": ("got a very sore belly", "with plain bread again"),
+    "to eat nothing but candy": ("got a very sore belly", "well again"),
     "to stay awake for ever": ("was too tired to play", "sleepy again"),
     "to be invisible": ("found that nobody said hello", "seen again"),
 }
-MATERIALS = ["wooden", "tin", "glass", "paper", "woolen", "stone", "leather"]
+# What can break.
+MATERIALS = ["wooden", "glass", "clay", "stone", "china"]
+CALLS = [
+    "Hello there",
+    "Good morning",
+    "Good night",
+    "Here I am",
+    "Come and play",
+    "Hooray for me",
+    "Happy birthday",
+]
+BABIES = {"baby brother": "he", "baby sister": "she"}
+# What one can learn -> what was done once it was learned.
+SKILLS = {
+    "swim": "swam",
+    "ride a bicycle": "rode a bicycle",
+    "read": "read",
+    "skate": "skated",
+    "juggle": "juggled",
+    "row": "rowed",
+    "walk on stilts": "walked on stilts",
+    "knit": "knitted",
+}
+BUILDINGS = ["boat", "bridge", "tree house", "hut", "raft", "windmill", "little house", "swing"]
+CUBS = "kitten puppy duckling chick piglet owlet gosling".split()
+JOBS = ["captain", "cook", "doctor", "teacher", "singer", "judge", "magician"]
+# Where somebody can hide, in any place.
+HIDING = [
+    "behind a stack of crates",
+    "inside an empty barrel",
+    "under a heap of old sacks",
+    "behind a pile of wood",
+    "inside a big wooden chest",
+]
+# First line -> second line.
+SONGS = {
+    "Row, little moon, on your river of light": "and bring me a dream in the middle of night",
+    "Sleep, little seed, in your bed in the ground": "and wake when the rain makes its soft sound",
+    "Round goes the wheel and the water runs by": "and up goes the lark to the top of the sky",
+    "Dance, little flame, till the morning is here": "for nobody dances alone, my dear",
+    "Come, little cloud, let me sit on your back": "and bring me back home in a soft cotton sack",
+    "Slow goes the snail, and the world is so wide": "and yet he comes home to his supper inside",
+}
