@@ -16,6 +16,9 @@ PYTEST := $(BIN)/python -m pytest
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # What chapters keep between runs goes with the book, so that a clean build measures everything.
 export QLAB_CACHE ?= $(CURDIR)/_build/.cache
+# Threads that wait for one another sleep instead of spinning. Small models start thousands of short
+# parallel loops a second; where another program wants the cores, spinning is ten times slower.
+export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
 .PHONY: help setup book test check test-library test-book notebooks lab lock format clean

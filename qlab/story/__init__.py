@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from qlab.story.consistency import consistency, consistency_of
 from qlab.story.model import Storyteller, load
 from qlab.story.stories import Story, corpus, read_stories, texts
 from qlab.story.telling import tell
 
-__all__ = ["Story", "Storyteller", "corpus", "load", "read_stories", "tell", "texts"]
+__all__ = [
+    "Story",
+    "Storyteller",
+    "consistency",
+    "consistency_of",
+    "corpus",
+    "load",
+    "read_stories",
+    "tell",
+    "texts",
+]

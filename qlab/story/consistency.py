@@ -11,7 +11,7 @@ Chapter: Meet the storyteller.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -106,7 +106,7 @@ def consistency(
     thing, attribute = _object(text, start, facts, known)
     return Consistency(
         hero=hero,
-        pronoun=_pronoun(text, start, facts),
+        pronoun=_pronoun(text, start, facts, known),
         names=names,
         object=thing,
         attribute=attribute,
@@ -121,7 +121,7 @@ def consistency_of(
     tokenizer: Any,
     stories: Sequence[WorldStory],
     *,
-    sentences: int = 3,
+    sentences: int = 5,
     max_tokens: int = 90,
     continue_all: Callable[[Sequence[str]], Sequence[str]] | None = None,
     resamples: int = 2000,
@@ -133,7 +133,7 @@ def consistency_of(
         model: a transformers causal language model, quantized by qlab or not.
         tokenizer: its tokenizer.
         stories: of the world, from a split that the model was not trained on.
-        sentences: length of each opening.
+        sentences: length of each opening; three are often over before the plot begins.
         max_tokens: length of each continuation, in pieces.
         continue_all: continues openings in another way; takes their list and returns the list of
             continuations, without the openings. ``model`` and ``tokenizer`` are not used then.
@@ -181,7 +181,7 @@ _START = re.compile(r"(?:^|[.!?:;]['\"]?\s+['\"]?|['\"(]|-\s)$")
 # Who does this again and again is somebody, also at the start of a sentence.
 _DOES = re.compile(
     r"\b([A-Z][a-z]+) (?:felt|said|went|ran|took|saw|looked|smiled|laughed|agreed|thought|knew|"
-    r"sat|gave|cried|wanted|told|asked)\b"
+    r"sat|gave|cried|wanted|told|asked|met|came|held|picked|pushed|pulled|stopped|could not)\b"
 )
 _PRONOUNS = set(
     """He She It They We You Who Nobody Everybody Everyone Somebody Someone People Others All Both
@@ -216,7 +216,7 @@ def _introduced(text: str, at: int, name: str) -> bool:
     ):
         return True
     after = text[at + len(name) : at + len(name) + 12]
-    return bool(re.match(r", (?:an?|the|his|her|their|who)\b| (?:was|is) an? ", after))
+    return bool(re.match(r", (?:an?|the|his|her|their)\b| (?:was|is) an? ", after))
 
 
 def _people(text: str, start: int, facts: Facts, known: bool) -> tuple[bool | None, bool | None]:
@@ -232,29 +232,33 @@ def _people(text: str, start: int, facts: Facts, known: bool) -> tuple[bool | No
     return hero, (not strangers) if others else None
 
 
-def _pronoun(text: str, start: int, facts: Facts) -> bool | None:
+def _pronoun(text: str, start: int, facts: Facts, known: bool) -> bool | None:
     """Looks at sentences that speak of the hero alone, and at the one after each."""
-    own = facts.pronoun
     people = {name for _, name in _names(text)}
-    other = next(p for p in PRONOUNS if p != own)
-    evidence: set[bool] = set()
+    before = _told(text[:start])
+    called: list[str] = []
     alone = False
-    for counts, sentence in [(False, s) for s in _told(text[:start])] + [
-        (True, s) for s in _told(text[start:])
-    ]:
+    for i, sentence in enumerate(before + _told(text[start:])):
         words = [x.lower() for x in re.findall(r"[A-Za-z]+", sentence)]
-        if alone and counts and words[0] in PRONOUNS:
-            evidence.add(words[0] == own)
+        found = [words[0]] if alone and words[0] in PRONOUNS else []
         names = people.intersection(re.findall(r"[A-Z][a-z]+", sentence))
         alone = names == {facts.hero} and not _PEOPLE.search(sentence)
         alone = alone and not re.search(rf"\b{_SAYS} {facts.hero}\b", sentence)
         if alone:
-            after = re.split(rf"\b{facts.hero}\b", sentence)[1:]
-            said = set(re.findall(r"[a-z]+", " ".join(after).lower()))
-            if counts:
-                evidence |= {p == own for p in PRONOUNS if p in said}
-            alone = not said.intersection(PRONOUNS[other])
-    return None if not evidence else evidence == {True}
+            after = " ".join(re.split(rf"\b{facts.hero}\b", sentence)[1:])
+            said = set(re.findall(r"[a-z]+", after.lower()))
+            found += sorted(said.intersection(PRONOUNS))
+            # With two kinds of pronouns, the next sentence may speak of somebody else.
+            alone = sum(not said.isdisjoint(forms) for forms in PRONOUNS.values()) < 2
+        if i >= len(before):
+            called += found
+    if known or _has_any(text[:start], (*PRONOUNS[facts.pronoun], *w.CHILDREN)):
+        return set(called) <= {facts.pronoun} if called else None
+    return len(set(called)) == 1 if len(called) > 1 else None
+
+
+def _has_any(text: str, words: tuple[str, ...]) -> bool:
+    return any(_has(text, word) for word in words)
 
 
 def _told(text: str) -> list[str]:
@@ -269,46 +273,38 @@ _LOOKS = "|".join(dict.fromkeys(w.COLORS + w.MATERIALS))
 
 
 def _object(text: str, start: int, facts: Facts, known: bool) -> tuple[bool | None, bool | None]:
-    if facts.object is None or facts.attribute is None:
+    thing = facts.object
+    if thing is None or facts.attribute is None:
         return None, None
-    told = text[start:]
-    if known or _has(text[:start], facts.object):
-        said = True if _has(told, facts.object) else None
-        if said is None and _takes_its_part(told, facts.object):
-            said = False
-    else:  # the opening did not tell of it
-        said = None
-    looks = set(re.findall(rf"\b({_LOOKS}) {facts.object}\b", told, re.I))
-    allowed = {facts.attribute} if known else _looks(text[:start], facts.object)
-    if not allowed:  # the first that the continuation says is the one to keep
-        allowed, enough = {next(iter(_order(told, facts.object)), "")}, 2
-    else:
-        enough = 1
-    if len(list(_order(told, facts.object))) < enough:
-        return said, None
-    return said, {x.lower() for x in looks} <= allowed
+    before, told = text[:start], text[start:]
+    part: bool | None = None
+    if known or _has(before, thing):
+        part = True if _has(told, thing) else False if _replaced(told, thing) else None
+    looks = _looks(told, thing)
+    if known:
+        allowed = {facts.attribute}
+    elif _looks(before, thing):
+        allowed = set(_looks(before, thing))
+    else:  # the first look is the one to keep, and shows nothing yet
+        allowed, looks = set(looks[:1]), looks[1:]
+    return part, set(looks) <= allowed if looks else None
 
 
 def _has(text: str, word: str) -> bool:
     return re.search(rf"\b{re.escape(word)}\b", text, re.I) is not None
 
 
-def _order(text: str, thing: str) -> Iterator[str]:
-    for m in re.finditer(rf"\b({_LOOKS}) {thing}\b", text, re.I):
-        yield m[1].lower()
+def _looks(text: str, thing: str) -> list[str]:
+    """Colors and materials that the text gives to a thing, in order."""
+    return [m[1].lower() for m in re.finditer(rf"\b({_LOOKS}) {thing}\b", text, re.I)]
 
 
-def _looks(text: str, thing: str) -> set[str]:
-    return set(_order(text, thing))
-
-
-def _takes_its_part(text: str, thing: str) -> bool:
+def _replaced(text: str, thing: str) -> bool:
     """Whether another object has a color, or is spoken of as a known one again and again."""
     for other in w.OBJECTS:
         if other != thing:
-            if _looks(text, other):
-                return True
-            if len(re.findall(rf"\b(?:the|his|her) {other}\b", text, re.I)) > 1:
+            again = re.findall(rf"\b(?:the|his|her) {other}\b", text, re.I)
+            if _looks(text, other) or len(again) > 1:
                 return True
     return False
 

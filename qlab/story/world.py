@@ -81,14 +81,14 @@ OUTDOORS = set(
     """journey grow rivals contest storm stranger rescue echo errand seat build found
     mistaken""".split()
 )
-# Plots in which it is the friend who feels bad.
-FRIEND_FEELS = {"gift", "stranger"}
+# Plots in which the hero does not feel bad: the friend does, or nobody.
+CHEERFUL = {"gift", "stranger", "trade"}
 # What a shared line may not hold, and the plots that it does not fit.
 UNFIT = {
     "best friend": {"stranger", "storm", "wish", "trade", "guest", "found", "mistaken", "share"},
     "<food>": {"trade", "guest", "share", "rescue", "errand", "hide"},  # food or time is short
     " home": {"mess", "guest", "sibling"},  # the hero is there already, alone in "guest"
-    "felt so <down>": FRIEND_FEELS,
+    "felt so <down>": CHEERFUL,
 }
 # What is hidden or lost is found at the spot; by the hero, the friend (or not as a fact).
 FOUND_BY = {"lost": "friend", "hide": "friend", "letter": "hero", "collection": "hero"}
@@ -347,7 +347,7 @@ def _facts(
         promise=drawn["promise"] if plot == "promise" else None,
         number=said(drawn["number"]),
         number_left=said(drawn["left"]) if plot in LESS else None,
-        feeling_before=None if plot in FRIEND_FEELS else drawn["down"],
+        feeling_before=None if plot in CHEERFUL else drawn["down"],
         feeling_after=drawn["up"],
     )
 
