@@ -30,18 +30,35 @@ def read_corpus(path: str | Path) -> tuple[str, list[str]]:
     path = Path(path)
     if not path.is_file():
         raise QlabError(f"no corpus file at {path}")
-    raw = path.read_text(encoding="utf-8")
+    if path.suffix not in (".txt", ".jsonl"):
+        raise QlabError(f"corpus {path}: expected .txt or .jsonl")
+    try:
+        raw = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise QlabError(f"corpus {path} is not UTF-8 text ({error}): convert it first") from None
     if path.suffix == ".jsonl":
-        documents = [json.loads(line)["text"] for line in raw.splitlines() if line.strip()]
-        name = "fairy"
-    elif path.suffix == ".txt":
+        lines = [(i, line) for i, line in enumerate(raw.splitlines(), 1) if line.strip()]
+        documents, name = [_text_of(path, i, line) for i, line in lines], "fairy"
+    else:
         mark = r"<\|endoftext\|>" if "<|endoftext|>" in raw else r"(?<!\n)\n(?!\n)"
         documents, name = re.split(mark, raw), "tinystories"
-    else:
-        raise QlabError(f"corpus {path}: expected .txt or .jsonl")
     documents = [plain(d) for d in documents]
     # The head of a larger file may end in the middle of a story.
     return name, [d for d in documents if len(d) > 200 and d[-1] in ".!?\"'"]
+
+
+def _text_of(path: Path, number: int, line: str) -> str:
+    """The text of one line of a .jsonl corpus."""
+    try:
+        text = json.loads(line)["text"]
+    except (ValueError, KeyError, TypeError):
+        text = None
+    if not isinstance(text, str):
+        raise QlabError(
+            f'corpus {path}, line {number}: expected an object with a string "text"; '
+            "mend or remove the line"
+        )
+    return text
 
 
 def plain(text: str) -> str:
@@ -59,7 +76,8 @@ def rename(text: str, rng: np.random.Generator) -> str:
     A few hundred stories are read dozens of times in a run. With other names each time, the model
     has to look up who a story is about instead of learning the story by heart.
     """
-    said = set(re.findall(r"\b[A-Z][a-z]+\b", text))
+    said = set(re.findall(r"\b[A-Z][a-z]+\b", text)) - words.ALSO_WORDS
+    said |= set(re.findall(r"(?<=[a-z,;] )[A-Z][a-z]+\b", text))  # within a sentence: a name
     exchange: dict[str, str] = {}
     for pool in (words.GIRLS, words.BOYS, words.ANIMAL_NAMES):
         known = sorted(said.intersection(pool))
@@ -83,7 +101,7 @@ class Documents:
             ids = self.encoded[rng.integers(len(self.encoded))]
             # A document longer than a row is entered anywhere, so that its end is learned too.
             if len(ids) > length and not row:
-                ids = ids[max(0, rng.integers(-length // 2, len(ids) - length + 1)) :]
+                ids = ids[max(0, rng.integers(-length // 2, len(ids) - length // 2)) :]
             row += ids[: length - len(row)].tolist()
         return row
 

@@ -169,8 +169,6 @@ def _continue(model: Any, tokenizer: Any, openings: Sequence[str], max_tokens: i
 
 # --- who ---------------------------------------------------------------------------------------
 
-# Names that are words, too: at the start of a sentence they prove nothing.
-_WORDS_TOO = {"Will", "Rob", "Max", *w.ANIMAL_NAMES}
 _NO_NAMES = set(
     """Monday Tuesday Wednesday Thursday Friday Saturday Sunday January February March April May
     June July August September October November December Christmas God Mr Mrs Miss Mom Mommy Mum
@@ -202,9 +200,9 @@ def _names(text: str) -> list[tuple[int, str]]:
     first = {at for at, _ in found if _START.search(text[max(0, at - 4) : at])}
     # A capital letter within a sentence makes a name, and so does our list.
     sure = {name for at, name in found if at not in first}
-    sure |= set(w.NAMES) - _WORDS_TOO
+    sure |= set(w.NAMES) - w.ALSO_WORDS
     does = [m[1] for m in _DOES.finditer(text)]
-    sure |= {name for name in does if does.count(name) > 1} - _WORDS_TOO - _PRONOUNS
+    sure |= {name for name in does if does.count(name) > 1} - w.ALSO_WORDS - _PRONOUNS
     return [(at, name) for at, name in found if name in sure]
 
 

@@ -60,8 +60,8 @@ def read_settings(path: str | Path = DEFAULT) -> Settings:
     try:
         return Settings(
             _section(ModelSettings, raw["model"], "model"),
-            int(raw["tokenizer"]["vocab_size"]),
-            {str(k): float(v) for k, v in raw["data"].items()},
+            _number(raw["tokenizer"]["vocab_size"], "int", "tokenizer", "vocab_size"),
+            {str(k): _number(v, "float", "data", k) for k, v in raw["data"].items()},
             _section(TrainingSettings, raw["training"], "training"),
         )
     except KeyError as error:
@@ -69,9 +69,18 @@ def read_settings(path: str | Path = DEFAULT) -> Settings:
 
 
 def _section(kind: type, raw: dict[str, Any], name: str) -> Any:
-    known = {f.name: f.type for f in fields(kind)}
+    known = {f.name: str(f.type) for f in fields(kind)}
     if unknown := set(raw) - set(known):
         raise QlabError(f"[{name}] has unknown keys: {', '.join(sorted(unknown))}")
     if missing := set(known) - set(raw):
         raise QlabError(f"[{name}] lacks: {', '.join(sorted(missing))}")
-    return kind(**{k: (float(v) if known[k] == "float" else v) for k, v in raw.items()})
+    return kind(**{k: _number(v, known[k], name, k) for k, v in raw.items()})
+
+
+def _number(value: Any, kind: str, section: str, key: str) -> Any:
+    """The value as an int or a float; a number with a fraction is no int."""
+    allowed = (int,) if kind == "int" else (int, float)
+    if isinstance(value, bool) or not isinstance(value, allowed):
+        wanted = "a whole number" if kind == "int" else "a number"
+        raise QlabError(f"[{section}] {key} = {value!r}: expected {wanted}")
+    return float(value) if kind == "float" else value

@@ -11,6 +11,8 @@ ANIMAL_NAMES = """Pip Dot Biscuit Pepper Button Clover Hazel Bramble Nutmeg Pebb
 Sunny Tansy Thimble Truffle Velvet Widget Ziggy Acorn Bubbles Copper Domino Ember Fern Ginger Honey
 Jingle Kipper Mossy Nibbles Olive Patch Rolo Speck Tuppy Waffle""".split()
 NAMES = GIRLS + BOYS + ANIMAL_NAMES
+# Names that are words, too: at the start of a sentence ("Will you come?") they prove nothing.
+ALSO_WORDS = frozenset(["Will", "Rob", "Max", "Holly", "Iris", "Ivy", "Ruby", *ANIMAL_NAMES])
 
 CHILDREN = {"girl": "she", "boy": "he"}
 ANIMALS = """fox rabbit mouse bear duck hedgehog cat dog squirrel owl turtle frog pig goat badger
