@@ -15,11 +15,16 @@ COLAB = "https://colab.research.google.com/github/"
 
 
 def drop_thebe(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    """Remove thebe from the scripts and styles of a page."""
+    """Remove thebe from the scripts and styles of a page, those written into the page included."""
+
+    def thebe(file: Any) -> bool:
+        body = getattr(file, "attributes", {}).get("body") or ""
+        return "thebe" in f"{getattr(file, 'filename', file)} {body}".lower()
+
     for kind in ("script_files", "css_files"):
         files = context.get(kind)
         if files is not None:
-            context[kind] = [f for f in files if "thebe" not in str(getattr(f, "filename", f))]
+            context[kind] = [f for f in files if not thebe(f)]
 
 
 def link_notebook(

@@ -1,7 +1,7 @@
 """The book's figures.
 
 ``show(fig, alt=..., caption=...)`` embeds a matplotlib figure that follows the page's theme.
-Every other function returns an interactive figure: plain HTML and JavaScript over numbers computed
+``table`` lays out figures in rows. Every other function returns an interactive figure: plain HTML and JavaScript over numbers computed
 in Python, which works without a server or a network (see ``qlab.viz.interactive``).
 """
 
@@ -12,6 +12,7 @@ from qlab.viz.roofline import roofline
 from qlab.viz.stories import side_by_side
 from qlab.viz.style import COLORS, show, use_style
 from qlab.viz.surprise import surprise
+from qlab.viz.tables import table
 
 __all__ = [
     "COLORS",
@@ -22,5 +23,6 @@ __all__ = [
     "show",
     "side_by_side",
     "surprise",
+    "table",
     "use_style",
 ]
