@@ -35,7 +35,9 @@ class Table:
         lines = []
         for row in (self.header, *self.rows):
             cells = zip(row, widths, strict=True)
-            lines.append("  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(cells)))
+            lines.append(
+                "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(cells))
+            )
         return "\n".join([*([self.caption] if self.caption else []), *lines])
 
 

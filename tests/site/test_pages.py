@@ -79,9 +79,10 @@ def test_formulas_are_typeset_and_fonts_are_ours(visit, name, html):
 def test_no_cell_shows_an_error_or_a_warning(visit, name):
     page = visit(name).page
     assert page.locator(".output.stderr").all_inner_texts() == []
-    assert page.locator(".cell.tag_raises-exception .output.traceback").count() == page.locator(
-        ".output.traceback"
-    ).count()
+    assert (
+        page.locator(".cell.tag_raises-exception .output.traceback").count()
+        == page.locator(".output.traceback").count()
+    )
 
 
 @pytest.mark.parametrize("name", PAGES)

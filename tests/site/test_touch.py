@@ -72,7 +72,9 @@ def test_colab_and_download_lead_to_the_notebook(visit, name, html):
     page = visit(f"book/{name}.html").page
     hrefs = page.evaluate("[...document.querySelectorAll('a[href]')].map(a => a.href)")
     repository = project_urls()["Repository"].removeprefix("https://github.com/")
-    colab = f"https://colab.research.google.com/github/{repository}/blob/main/notebooks/{name}.ipynb"
+    colab = (
+        f"https://colab.research.google.com/github/{repository}/blob/main/notebooks/{name}.ipynb"
+    )
     assert colab in hrefs
     local = [h for h in hrefs if h.endswith(f"_notebooks/{name}.ipynb")]
     assert local, "no button downloads the notebook"
