@@ -39,12 +39,12 @@ class IntFormat:
     @property
     def qmin(self) -> int:
         """Smallest code."""
-        return -(2 ** (self.bits - 1)) if self.signed else 0
+        return -(1 << (self.bits - 1)) if self.signed else 0
 
     @property
     def qmax(self) -> int:
         """Largest code."""
-        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+        return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
 
     def range(self, symmetric: bool) -> tuple[int, int]:
         """(qmin, qmax) in use.

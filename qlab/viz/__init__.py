@@ -1,8 +1,9 @@
 """The book's figures.
 
 ``show(fig, alt=..., caption=...)`` embeds a matplotlib figure that follows the page's theme.
-``table`` lays out figures in rows. Every other function returns an interactive figure: plain HTML and JavaScript over numbers computed
-in Python, which works without a server or a network (see ``qlab.viz.interactive``).
+``table`` lays out figures in rows. Every other function returns an interactive figure: plain HTML
+and JavaScript over numbers computed in Python, which works without a server or a network (see
+``qlab.viz.interactive``).
 """
 
 from qlab.viz.clipping import histogram_clip

@@ -36,8 +36,8 @@ def surprise(
             "guesses": [list(g) for g in guesses],
         },
         alt="A text whose pieces are darker the more the model was surprised by them.",
-        caption="Where is a text hard to predict? Point at a piece, or move with the arrow keys, to "
-        "read the probability that the model gave it and what it expected.",
+        caption="Where is a text hard to predict? Point at a piece, or move with the arrow keys, "
+        "to read the probability that the model gave it and what it expected.",
         fallback=table(
             ("piece", "loss (nats)", "probability"),
             [(p, f"{x:.2f}", f"{math.exp(-x):.1%}") for x, p in rows],

@@ -25,18 +25,28 @@ WITHOUT_ALT = """() => [
     e.getAttribute('aria-hidden') !== 'true' && !(e.getAttribute('aria-label') || '').trim()),
 ].map(e => e.outerHTML.slice(0, 120))"""
 CONTRAST = """() => {
-  const parse = c => { const m = c.match(/[\\d.]+/g).map(Number); return m.length < 4 ? [...m, 1] : m; };
+  const parse = c => {
+    const m = c.match(/[\\d.]+/g).map(Number);
+    return m.length < 4 ? [...m, 1] : m;
+  };
   const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
     .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
     .reduce((s, v, i) => s + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const behind = e => { for (; e; e = e.parentElement) {
-    const c = parse(getComputedStyle(e).backgroundColor); if (c[3] === 1) return c; } return [255, 255, 255, 1]; };
+  const behind = e => {
+    for (; e; e = e.parentElement) {
+      const c = parse(getComputedStyle(e).backgroundColor);
+      if (c[3] === 1) return c;
+    }
+    return [255, 255, 255, 1];
+  };
   const poor = [];
-  for (const e of document.querySelectorAll('main p, main li, main h1, main h2, main td, main pre span, main figcaption')) {
+  const texts = ['p', 'li', 'h1', 'h2', 'td', 'pre span', 'figcaption'].map(t => 'main ' + t);
+  for (const e of document.querySelectorAll(texts.join())) {
     if (!e.textContent.trim() || e.closest('mjx-container') || e.closest('.qfig-pieces')) continue;
     const a = light(parse(getComputedStyle(e).color)), b = light(behind(e));
     const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    if (ratio < 4.5) poor.push(ratio.toFixed(2) + ' ' + e.tagName + ' ' + e.className + ' ' + e.textContent.slice(0, 30));
+    if (ratio < 4.5)
+      poor.push(`${ratio.toFixed(2)} ${e.tagName} ${e.className} ${e.textContent.slice(0, 30)}`);
   }
   return [...new Set(poor)].slice(0, 8);
 }"""

@@ -1,4 +1,4 @@
-"""The embedded storyteller: what it is, that it can teach, and that its model card tells the truth."""
+"""The embedded storyteller: what it is, that it can teach, that its card tells the truth."""
 
 import csv
 import re
@@ -64,7 +64,7 @@ def test_it_shows_the_quantization_curve(curve):
 
 
 def test_it_writes_sentences_about_its_hero(story):
-    """At least five sentences, with the hero's facts kept better than a stranger's ending keeps them."""
+    """At least five sentences, which keep the facts better than another story's ending does."""
     world = list(islice(stream(23, split="test"), 30))
     cuts = [opening(s) for s in world]
     told = continue_greedily(story.model, story.tokenizer, [o for o, _ in cuts], 120)
