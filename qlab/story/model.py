@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qlab.errors import QlabError
+from qlab.story.hub import hub_answers
 from qlab.story.stories import texts
 
 
@@ -92,7 +93,8 @@ def _load_folder(path: Path, name: str) -> Storyteller:
 
 def _load_hub(name: str) -> Storyteller:
     try:
-        return _from_pretrained(name, name, local=False)
+        # Without a network, a model that was fetched before still loads from the client's cache.
+        return _from_pretrained(name, name, local=not hub_answers(name), hub=True)
     except QlabError:
         raise
     except Exception as error:  # the hub's client raises many kinds
@@ -102,7 +104,7 @@ def _load_hub(name: str) -> Storyteller:
         ) from None
 
 
-def _from_pretrained(source: str, name: str, local: bool) -> Storyteller:
+def _from_pretrained(source: str, name: str, local: bool, hub: bool = False) -> Storyteller:
     import torch
 
     with _quiet_imports():
@@ -118,7 +120,7 @@ def _from_pretrained(source: str, name: str, local: bool) -> Storyteller:
         )
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
     except (ValueError, KeyError, OSError) as error:
-        if not local:
+        if hub:
             raise
         reason = str(error).splitlines()[0]
         raise QlabError(f"'{name}' could not be loaded by transformers: {reason}") from None

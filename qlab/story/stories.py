@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 from qlab.errors import QlabError
+from qlab.story.hub import hub_answers
 
 SPLITS = ("train", "calibration", "validation", "test")
 FILES = {"en": "stories.jsonl", "zh": "stories_zh.jsonl"}
@@ -57,9 +58,14 @@ def corpus(name: str = "tinystories", split: str = "train") -> Iterator[str]:
     """
     if name != "tinystories":
         raise QlabError(f"no corpus '{name}': choose 'tinystories'")
-    from datasets import load_dataset
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise QlabError("streaming a corpus needs 'datasets': pip install 'qlab[online]'") from None
 
     try:
+        if not hub_answers("roneneldan/TinyStories", "dataset"):
+            raise ConnectionError
         rows = load_dataset("roneneldan/TinyStories", split=split, streaming=True)
         first = next(iter(rows))
     except Exception as error:  # many kinds, none of which helps a reader
