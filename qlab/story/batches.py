@@ -136,6 +136,28 @@ class World:
         return row[:length]
 
 
+class Echo:
+    """Rows of random pieces that are repeated to the end of the row.
+
+    Nothing but looking back predicts them. A small model learns to copy from its context, which it
+    needs to keep the names of a story, much sooner with a few such rows among the stories.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        named = [*words.NAMES, *words.OBJECTS, *words.COLORS, *words.ANIMALS]
+        pieces = tokenizer([f" {word}" for word in named], add_special_tokens=False)["input_ids"]
+        whole = np.array(sorted({ids[0] for ids in pieces if len(ids) == 1}), np.int64)
+        every = np.arange(len(tokenizer.all_special_ids), len(tokenizer), dtype=np.int64)
+        # Half of the rows from what stories are about, if the tokenizer has pieces for it.
+        self.pools = [whole if len(whole) >= 20 else every, every]
+        self.bos = tokenizer.bos_token_id
+
+    def __call__(self, rng: np.random.Generator, length: int) -> list[int]:
+        pool = self.pools[rng.integers(2)]
+        unit = rng.choice(pool, size=min(len(pool), rng.integers(4, 49)), replace=False)
+        return [self.bos, *np.resize(unit, length - 1).tolist()]
+
+
 class Batches:
     """``batches(step)`` -> int64 (batch, sequence) token ids."""
 

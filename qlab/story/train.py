@@ -117,7 +117,7 @@ def train(
         for name, found in documents.items()
         if found
     }
-    sources["world"] = data.World(tokenizer)
+    sources["world"], sources["echo"] = data.World(tokenizer), data.Echo(tokenizer)
     batches = data.Batches(sources, settings.shares, t.seed, t.batch, t.sequence)
 
     model = build_model(settings)

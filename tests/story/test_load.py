@@ -199,7 +199,7 @@ def test_a_corpus_without_a_network(offline):
 
 
 def test_without_a_network_the_answer_comes_at_once():
-    """The hub's client would retry for half a minute. Without names of hosts there is no network."""
+    """The client of the hub would retry for half a minute. Here no name of a host is found."""
     code = (
         "import socket, time, qlab\n"
         "def refuse(*args, **options): raise socket.gaierror('no network')\n"

@@ -9,7 +9,7 @@ import pytest
 
 from qlab.errors import QlabError
 from qlab.story import batches, settings
-from qlab.story.batches import Batches, Documents, Stories, World, plain, read_corpus, rename
+from qlab.story.batches import Batches, Documents, Echo, Stories, World, plain, read_corpus, rename
 from qlab.story.settings import DEFAULT, read_settings
 from qlab.story.stories import texts
 from qlab.story.tokenizer import BOS, EOS
@@ -326,3 +326,26 @@ def test_project_documents_are_the_training_split_only():
     assert found == {"stories": texts("train"), "stories_zh": texts("train", "zh")}
     held_out = {t for split in ("calibration", "validation", "test") for t in texts(split)}
     assert not held_out & set(found["stories"])
+
+
+# --- rows that teach to copy ----------------------------------------------------------------------
+
+
+def test_an_echo_repeats_its_pieces_to_the_end_of_the_row(tokenizer):
+    echo = Echo(tokenizer)
+    for seed in range(30):
+        row = echo(np.random.default_rng(seed), 200)
+        assert len(row) == 200 and row[0] == tokenizer.bos_token_id
+        rest = row[1:]
+        unit = rest[: rest.index(rest[0], 1)]
+        assert 4 <= len(unit) <= 48 and len(set(unit)) == len(unit)
+        assert rest == (unit * 50)[:199]
+        assert not set(unit) & set(tokenizer.all_special_ids)
+
+
+def test_words_that_look_like_names_keep_their_place():
+    text = 'Will you come? Honey dripped from the spoon. "Yes," said Lily, and Lily came.'
+    for seed in range(20):
+        found = rename(text, np.random.default_rng(seed))
+        assert found.startswith("Will you come? Honey dripped from the spoon.")
+        assert "Lily" not in found
