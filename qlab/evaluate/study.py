@@ -189,7 +189,7 @@ def _measure(
         bits_per_weight=size.bits_per_weight,
         memory_bytes=size.total,
         disk_bytes=_disk_bytes(model, source.tokenizer),
-        tokens_per_second=tokens_per_second(model),
+        tokens_per_second=tokens_per_second(model, tokens=20, repeats=2),
         rougeL_baseline=near.rougeL,
         bleu_baseline=near.bleu,
         rougeL_human=human.rougeL,

@@ -30,6 +30,7 @@ class TrainingSettings:
     warmup: int
     decay: float
     muon_lr: float
+    muon_weight_decay: float
     adamw_lr: float
     evaluate_every: int
     checkpoint_every: int

@@ -12,7 +12,7 @@ from qlab.viz.style import Picture
 def surprise(
     pieces: Sequence[str], losses: Sequence[float], guesses: Sequence[Sequence[str]] | None = None
 ) -> Picture:
-    """The pieces of a text, darker where the model's loss was larger; point at one to read it.
+    """The pieces of a text, colored by the model's loss; point at one to read it.
 
     Args:
         pieces: tokens as text, spaces included.
@@ -35,7 +35,7 @@ def surprise(
             "losses": [round(float(x), 4) for x in losses],
             "guesses": [list(g) for g in guesses],
         },
-        alt="A text whose pieces are darker the more the model was surprised by them.",
+        alt="A text whose pieces are colored the stronger, the more they surprised the model.",
         caption="Where is a text hard to predict? Point at a piece, or move with the arrow keys, "
         "to read the probability that the model gave it and what it expected.",
         fallback=table(

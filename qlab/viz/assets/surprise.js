@@ -4,11 +4,10 @@ qlab.define("surprise", (root, data) => {
   const read = qlab.readout(), text = el("p", { class: "qfig-pieces" });
   const top = Math.max(...data.losses);
   const spans = data.pieces.map((piece, i) => {
-    const share = Math.round(72 * data.losses[i] / top);
+    const share = Math.round(45 * data.losses[i] / top);
     const span = el("span", { tabindex: i ? -1 : 0, role: "img",
       style: `background:color-mix(in srgb, var(--q-accent, #0b5d7a) ${share}%, transparent)` },
       piece.replace(/\n/g, "\u21b5 "));
-    if (share > 45) span.classList.add("dark");
     const guess = data.guesses[i].length ? ` Expected: ${data.guesses[i].map(g => `"${g.trim() || g}"`).join(", ")}.` : "";
     const words = `"${piece.trim() || piece}": probability ${number(100 * Math.exp(-data.losses[i]), 2)}%, ` +
       `loss ${number(data.losses[i])} nats.${guess}`;
