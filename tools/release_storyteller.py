@@ -41,6 +41,7 @@ def measure(weights: Path) -> dict[str, object]:
     """What the model card states."""
     import qlab
     from qlab.evaluate.study import continue_greedily, split_opening
+    from qlab.story import consistency_of
     from qlab.story.world import opening, stream
 
     story = qlab.story.load(weights)
@@ -54,6 +55,14 @@ def measure(weights: Path) -> dict[str, object]:
             qlab.perplexity(small, story.tokenizer, texts),
             qlab.perplexity(small, story.tokenizer, [s.text for s in generated]),
         )
+    rests = [opening(s, 5)[1] for s in generated]
+    strangers = consistency_of(None, None, generated, continue_all=lambda _: [*rests[1:], rests[0]])
+    its = consistency_of(
+        story.model,
+        story.tokenizer,
+        generated,
+        continue_all=lambda cuts: continue_greedily(story.model, story.tokenizer, cuts, 90),
+    )
     openings = [split_opening(t)[0] for t in texts[: SAMPLES // 2]]
     openings += [opening(s, 2)[0] for s in generated[: SAMPLES // 2]]
     told = continue_greedily(story.model, story.tokenizer, openings, 140)
@@ -62,6 +71,8 @@ def measure(weights: Path) -> dict[str, object]:
         "perplexity": qlab.perplexity(story.model, story.tokenizer, texts),
         "world": qlab.perplexity(story.model, story.tokenizer, [s.text for s in generated]),
         "curve": curve,
+        "consistency": its.mean,
+        "strangers": strangers.mean,
         "samples": list(zip(openings, told, strict=True)),
         "config": story.model.config,
     }
@@ -77,7 +88,7 @@ def card(found: dict, log: list[dict[str, str]], corpora: list[str], notes: str)
         f"{config.num_hidden_layers} layers, width {config.hidden_size}, feed-forward "
         f"{config.intermediate_size}, {config.num_attention_heads} heads, a byte-level BPE of "
         f"{config.vocab_size} pieces, context {config.max_position_embeddings}, tied embeddings. "
-        "Weights in bfloat16. License: Apache-2.0.",
+        "Weights in bfloat16. License: CC BY 4.0.",
         "",
         "## Training",
         "",
@@ -85,7 +96,10 @@ def card(found: dict, log: list[dict[str, str]], corpora: list[str], notes: str)
         "layers by Muon, the rest by AdamW; the settings are in `qlab/story/config.toml`, the "
         "curve in `log.csv` and `loss.svg`.",
         "",
-        "Data: the project's own stories (training split), the generated story world, and",
+        "Data:",
+        "",
+        "- the training split of the project's own stories, in English and Chinese",
+        "- the generated story world, and rows of random pieces that repeat",
         *[f"- {line}" for line in corpora],
         "",
         notes,
@@ -93,7 +107,9 @@ def card(found: dict, log: list[dict[str, str]], corpora: list[str], notes: str)
         "## Measured on these weights",
         "",
         f"Perplexity {found['perplexity']:.2f} on the project's validation stories, "
-        f"{found['world']:.2f} on 40 stories of the world that were not in training. Symmetric "
+        f"{found['world']:.2f} on 40 stories of the world that were not in training. Consistency "
+        f"score of its continuations of these 40: {found['consistency']:.2f} (their own endings: "
+        f"1.00, one another's: {found['strangers']:.2f}). Symmetric "
         "round-to-nearest of the linear layers, one scale a row:",
         "",
         "| bits | validation stories | change | world | change |",

@@ -87,9 +87,7 @@ def build_optimizers(model: Any, settings: Settings) -> list[torch.optim.Optimiz
     chosen = {id(p) for p in layers}
     rest = [p for p in model.parameters() if id(p) not in chosen]
     return [
-        torch.optim.Muon(
-            layers, lr=t.muon_lr, momentum=0.95, weight_decay=t.muon_weight_decay
-        ),
+        torch.optim.Muon(layers, lr=t.muon_lr, momentum=0.95, weight_decay=t.muon_weight_decay),
         torch.optim.AdamW(rest, lr=t.adamw_lr, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 
