@@ -139,8 +139,8 @@ class World:
 class Echo:
     """Rows of random pieces that are repeated to the end of the row.
 
-    Nothing but looking back predicts them. A small model learns to copy from its context, which it
-    needs to keep the names of a story, much sooner with a few such rows among the stories.
+    Nothing but looking back predicts them. They are there to teach the model to copy from its
+    context, which it needs to keep the names of a story.
     """
 
     def __init__(self, tokenizer: Any) -> None:

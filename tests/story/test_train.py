@@ -285,3 +285,30 @@ def test_the_seed_decides_the_first_weights(config):
     other = replace(settings, training=replace(settings.training, seed=8))
     one, again, two = (build_model(s).state_dict() for s in (settings, settings, other))
     assert equal(one, again) and not equal(one, two)
+
+
+def test_a_fresh_model_knows_its_token_and_can_pass_it_on():
+    """Half of the heads begin as projections of what they look at; embeddings outweigh layers."""
+    from qlab.story.settings import read_settings
+    from qlab.story.train import build_model
+
+    settings = read_settings()
+    model = build_model(settings)
+    again = build_model(settings)
+    for a, b in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+    config = model.config
+    for layer in model.model.layers:
+        for head in range(config.num_attention_heads):
+            rows = slice(head * config.head_dim, (head + 1) * config.head_dim)
+            passed = layer.self_attn.o_proj.weight[:, rows] @ layer.self_attn.v_proj.weight[rows]
+            projection = passed / 0.3
+            copies = torch.allclose(projection @ projection, projection, atol=1e-4)
+            assert copies == (head < config.num_attention_heads // 2)
+    ids = torch.arange(3, 131)[None]
+    with torch.no_grad():
+        states = model(input_ids=ids, output_hidden_states=True).hidden_states
+    # The last entry is after the final norm. Before it, the embedding is most of what is there.
+    embedded, last = states[0][0], states[-2][0]
+    cosine = torch.nn.functional.cosine_similarity(embedded, last)
+    assert cosine.mean() > 0.9
