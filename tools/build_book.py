@@ -140,7 +140,7 @@ def build(root: Path, force: bool = False) -> int:
     path = os.pathsep.join([str(scripts), os.environ.get("PATH", "")])
     env = dict(os.environ, PATH=path, PYDEVD_DISABLE_FILE_VALIDATION="1")
     env.setdefault("QLAB_CACHE", str(root / "_build" / ".cache"))
-    env.setdefault("OMP_WAIT_POLICY", "passive")  # as in the Makefile, which says why
+    env.setdefault("GOMP_SPINCOUNT", "3000")  # as in the Makefile, which says why
     code = subprocess.run(command, cwd=root, env=env, check=False).returncode
     prune_caches(root / "_build", cache)
     if code:
