@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent
 
 def pytest_configure(config: pytest.Config) -> None:
     """Let cells and tests find the commands of this environment, activated or not."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # for kernels; the Makefile says why
     scripts = str(Path(sys.executable).parent)
     if scripts not in os.environ.get("PATH", "").split(os.pathsep):
         os.environ["PATH"] = os.pathsep.join([scripts, os.environ.get("PATH", "")])
