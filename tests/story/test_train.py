@@ -36,6 +36,7 @@ sequence = 64
 warmup = 2
 decay = 0.5
 muon_lr = 0.02
+muon_weight_decay = 0.1
 adamw_lr = 0.003
 evaluate_every = 3
 checkpoint_every = 3
