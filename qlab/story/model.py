@@ -6,6 +6,7 @@ Chapter: Meet the storyteller.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import logging
 import warnings
@@ -109,7 +110,9 @@ def _from_pretrained(source: str, name: str, local: bool, hub: bool = False) -> 
 
     with _quiet_imports():
         from transformers import AutoModelForCausalLM, AutoTokenizer
-        from transformers.models.llama import modeling_llama as _  # noqa: F401 (imported later else)
+
+        # What from_pretrained would import later, where its parts are heard.
+        importlib.import_module("transformers.models.llama.modeling_llama")
     from transformers.utils import logging as transformers_logging
 
     # A bar for a model that loads in a second is noise in a chapter.
