@@ -26,12 +26,15 @@ from safetensors.torch import load_file, save_file
 
 from qlab.errors import QlabError
 from qlab.story import batches as data
+from qlab.story.bridges import Bridges
 from qlab.story.settings import Settings, read_settings
 from qlab.story.stories import texts
 from qlab.story.tokenizer import train_tokenizer
 
 # Sources whose documents are longer than a row: tales and chapters of books.
 LONG = ("fairy",)
+# Sources whose openings are continued by the story world.
+SHORT = ("stories", "tinystories")
 COLUMNS = ("step", "tokens", "seconds", "rate", "loss", "validation_loss")
 
 
@@ -140,6 +143,8 @@ def train(
         if found
     }
     sources["world"], sources["echo"] = data.World(tokenizer), data.Echo(tokenizer)
+    short = [d for name, found in documents.items() if name in SHORT for d in found]
+    sources["bridges"] = Bridges(short, tokenizer)
     batches = data.Batches(sources, settings.shares, t.seed, t.batch, t.sequence)
 
     model = build_model(settings)

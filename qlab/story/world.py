@@ -102,12 +102,14 @@ def plot_names() -> list[str]:
     return sorted(plots())
 
 
-def generate(seed: int, plot: str | None = None) -> WorldStory:
+def generate(seed: int, plot: str | None = None, hero: tuple[str, str] | None = None) -> WorldStory:
     """Tell the story of a seed.
 
     Args:
         seed: any integer.
         plot: a name from ``plot_names()``; None lets the seed choose.
+        hero: (name, "he" or "she") of somebody who has been introduced already, in an opening
+            that is not part of the story: it begins with what happens.
 
     Raises: QlabError for an unknown plot.
     """
@@ -118,12 +120,13 @@ def generate(seed: int, plot: str | None = None) -> WorldStory:
         if plot not in plots():
             raise QlabError(f"no plot '{plot}': choose from {', '.join(plot_names())}")
         chosen = plot
-    hero, friend, third = _cast(rng)
-    context, drawn = _context(rng, chosen, hero, friend, third)
-    text = _tell(rng, chosen, context, outdoors=drawn["place"] not in w.INDOORS)
+    cast = _cast(rng, hero)
+    context, drawn = _context(rng, chosen, *cast)
+    outdoors = drawn["place"] not in w.INDOORS
+    text = _tell(rng, chosen, context, outdoors, introduced=hero is not None)
     # Who was introduced has been told, whatever other words a name may be ("Will", "Honey").
-    told = [c for c, key in ((friend, "f_known"), (third, "g_known")) if key in context]
-    return WorldStory(seed, chosen, text, _facts(text, drawn, hero, friend, told))
+    told = [c for c, key in zip(cast[1:], ("f_known", "g_known"), strict=True) if key in context]
+    return WorldStory(seed, chosen, text, _facts(text, drawn, *cast[:2], told))
 
 
 def stream(seed: int = 0, split: str = "train") -> Iterator[WorldStory]:
@@ -151,11 +154,18 @@ def opening(story: WorldStory, sentences: int = 3) -> tuple[str, str]:
     return story.text[:cut], story.text[cut:].strip()
 
 
-def _cast(rng: random.Random) -> tuple[_Character, _Character, _Character]:
+def _cast(
+    rng: random.Random, hero: tuple[str, str] | None = None
+) -> tuple[_Character, _Character, _Character]:
     names: set[str] = set()
     cast = []
     for index in range(3):
         kind, about, pronoun, pool = _kind(rng, hero=index == 0)
+        if index == 0 and hero is not None:
+            names.add(hero[0])
+            # What the hero is was said by the opening; no beat says it again.
+            cast.append(_Character(hero[0], "hero", "hero", hero[1]))
+            continue
         name = rng.choice([n for n in pool if n not in names])
         names.add(name)
         cast.append(_Character(name, kind, about, pronoun))
@@ -271,14 +281,16 @@ def _context(
     return context, drawn
 
 
-def _tell(rng: random.Random, plot: str, context: dict[str, str], outdoors: bool) -> str:
+def _tell(
+    rng: random.Random, plot: str, context: dict[str, str], outdoors: bool, introduced: bool
+) -> str:
     """Choose a line of every beat, with small scenes between, and join them to paragraphs."""
     parts = shared()
     openings = [p for p in parts["openings"] if outdoors or "<Weather>" not in p]
-    lines = [rng.choice(openings)]
-    if rng.random() < 0.6:
+    lines = [] if introduced else [rng.choice(openings)]
+    if rng.random() < (0.3 if introduced else 0.6):
         lines.append(rng.choice(_fitting(parts["traits"], plot)))
-    if outdoors and "<Weather>" not in lines[0] and rng.random() < 0.35:
+    if outdoors and not any("<Weather>" in x for x in lines) and rng.random() < 0.35:
         lines.append(rng.choice(parts["weather_beats"]))
     scenes = rng.sample(_fitting(parts["scenes"], plot), 2)
     for i, beat in enumerate(plots()[plot]):

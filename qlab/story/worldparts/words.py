@@ -32,6 +32,24 @@ GROWN_UPS = [
     ("fisherman", "he"),
     ("librarian", None),
 ]
+# Heroes of openings that go on in the world (see ``qlab.story.bridges``).
+THINGS = """clock spoon teapot kettle lamp chair train car boat truck bus plane kite ball balloon
+pencil crayon book button shoe sock broom bell drum fiddle piano doll puppet toy snowman scarecrow
+cloud star moon wave river hill mountain tree leaf flower seed pumpkin apple pancake cookie cake
+house door key lantern candle bridge lighthouse windmill wheel bicycle umbrella backpack blanket
+pillow mirror robot rocket cup plate bowl fork bottle box basket letter stamp map monster ghost
+fairy elf troll witch wizard mermaid unicorn dinosaur elephant lion tiger monkey giraffe zebra
+kangaroo penguin parrot whale dolphin fish shark crab octopus snail worm ant bee butterfly ladybug
+spider caterpillar beetle cricket firefly bat wolf deer horse cow sheep hen rooster chick duckling
+puppy kitten bunny cub hamster snake lizard camel donkey swan eagle sparrow robin seal
+moose""".split()
+PEOPLE = """king queen princess prince knight baker farmer fisherman sailor pirate captain painter
+tailor shoemaker teacher doctor nurse cook gardener singer dancer clown juggler wizard miller
+carpenter grandmother grandfather man woman child baby girl boy twin neighbor shepherd
+hunter""".split()
+PEOPLE_PRONOUNS = dict.fromkeys("queen princess grandmother woman girl".split(), "she") | (
+    dict.fromkeys("king prince grandfather fisherman man boy".split(), "he")
+)
 SIZES = ["little", "small", "young", "tiny", "big", "tall", "round"]
 TEMPERS = """kind quiet brave curious clever shy cheerful gentle careful playful patient
 dreamy""".split()

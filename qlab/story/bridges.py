@@ -1,0 +1,165 @@
+"""Bridges: openings of written stories that go on as a story of the world, with the same hero.
+
+A few hundred stories are too few to learn how any opening may go on. The story world knows how to
+go on for as long as one likes, but begins in its own few ways. A bridge joins the two: the first
+sentences of a written story, and what happens to its hero in the world.
+
+Chapter: Meet the storyteller.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qlab.story.batches import rename
+from qlab.story.world import generate, split_sentences
+from qlab.story.worldparts import words
+from qlab.story.worldparts.grammar import expand, polish
+from qlab.story.worldparts.patterns import shared
+
+# A hero is called by one word; these begin sentences and are no names.
+NO_NAMES = frozenset(
+    """The A An He She It They His Her Their Its One Once Then When But And So Every All In On At
+    There Long Mom Dad Mommy Daddy Mother Father Grandma Grandpa Mrs Mr Miss Old Little Far Do This
+    That What Who Where Why How You I We My Our Your If As After Before Now Today No Yes Not Oh Up
+    Down For From With To Of By Two Three Four Some Most Many Each Nobody Everybody Everyone King
+    Queen Princess Prince Captain Sir Lady Uncle Aunt Doctor Sunday Monday Tuesday Wednesday
+    Thursday Friday Saturday Christmas Spring Summer Winter""".split()
+)
+
+
+@dataclass(frozen=True)
+class Opening:
+    """The first sentences of a story and who it is about.
+
+    Attributes:
+        sentences: one to three of them.
+        hero: a name, or "the clock".
+        pronoun: "he" or "she".
+    """
+
+    sentences: tuple[str, ...]
+    hero: str
+    pronoun: str
+
+
+def opening_of(text: str) -> Opening | None:
+    """The opening of a story, or None where its hero or the hero's pronoun is not plain."""
+    sentences = split_sentences(text)[:3]
+    hero = _hero(text, " ".join(sentences[:2]))
+    pronoun = _pronoun(text)
+    two = sentences and re.search(r"\b[A-Z][a-z]+ and (?:[a-z]+ ){0,2}[A-Z]", sentences[0])
+    if hero is None or pronoun is None or two:
+        return None
+    cuts = [i for i in (1, 2, 3) if _closed(" ".join(sentences[:i]), hero)]
+    return Opening(tuple(sentences[: cuts[-1]]), hero, pronoun) if cuts else None
+
+
+def _hero(text: str, first: str) -> str | None:
+    """Who is introduced as "named X", else the name that occurs most, else "the NOUN"."""
+    if named := re.search(r"\b(?:named|called) ([A-Z][a-z]+)\b", first):
+        return named[1]
+    names = [n for n in re.findall(r"\b[A-Z][a-z]+\b", text) if n not in NO_NAMES]
+    ranked = sorted({n for n in names if n in first}, key=lambda n: (-names.count(n), n))
+    if ranked and names.count(ranked[0]) >= 3:
+        return ranked[0]
+    pattern = r"^[^.A-Z]*?(?:[A-Z][a-z]+)?[^.A-Z]*?\b[Aa]n? (?:[a-z]+ ){0,2}?([a-z]+)"
+    noun = re.search(pattern + r"(?= (?:who|that|lived|was|had|sat)\b|[.,])", first)
+    if not ranked and noun and len(re.findall(rf"\b[Tt]he {noun[1]}\b", text)) >= 3:
+        return f"the {noun[1]}"
+    return None
+
+
+def _pronoun(text: str) -> str | None:
+    he = len(re.findall(r"\b(?:he|him|his)\b", text, re.IGNORECASE))
+    she = len(re.findall(r"\b(?:she|her|hers)\b", text, re.IGNORECASE))
+    if max(he, she) < 2 or max(he, she) < 3 * min(he, she):
+        return None
+    return "he" if he > she else "she"
+
+
+def _closed(text: str, hero: str) -> bool:
+    """The hero has been named and no quotation is open."""
+    said = hero.removeprefix("the ")
+    return re.search(rf"\b{said}\b", text) is not None and text.count('"') % 2 == 0
+
+
+def introduction(rng: random.Random) -> Opening:
+    """An opening by pattern, with heroes that the story world does not have: things and people."""
+    kind = rng.choice(words.THINGS + words.PEOPLE)
+    pronoun = rng.choice(["he", "she"])
+    pronoun = words.PEOPLE_PRONOUNS.get(kind, pronoun)
+    pool = words.ANIMAL_NAMES if kind in words.THINGS else []
+    name = rng.choice(pool + (words.GIRLS if pronoun == "she" else words.BOYS))
+    named = rng.random() < 0.7
+    place = rng.choice(sorted(words.PLACES))
+    context = {
+        "who": f"a {rng.choice(words.TEMPERS + words.SIZES)} {kind}",
+        "h": name if named else f"the {kind}",
+        "named": f" named {name}" if named else "",
+        "where": words.PLACES[place][0],
+        "place": f"the {place}",
+        "temper": rng.choice(words.TEMPERS),
+        "food": rng.choice(words.FOODS),
+        "he": pronoun,
+        "him": "her" if pronoun == "she" else "him",
+        "his": "her" if pronoun == "she" else "his",
+    }
+    count = rng.randint(1, 2)
+    lines = [rng.choice(shared()["introductions"]), rng.choice(shared()["further"])][:count]
+    return Opening(
+        tuple(polish(expand(line, context, rng)) for line in lines), context["h"], pronoun
+    )
+
+
+def made_up_name(rng: np.random.Generator) -> str:
+    """A name that no list holds, of two or three syllables, so that names have to be copied."""
+    ends = ["", "", "n", "l", "s", "r", "k", "m"]
+    syllables = [
+        rng.choice(list("bcdfghjklmnprstvwz")) + rng.choice(list("aeiou"))
+        for _ in range(rng.integers(2, 4))
+    ]
+    return "".join([*syllables, rng.choice(ends)]).capitalize()
+
+
+class Bridges:
+    """Rows of openings that go on as stories of the world."""
+
+    def __init__(self, documents: Iterable[str], tokenizer: Any) -> None:
+        found = [opening_of(text) for text in documents]
+        self.openings = [opening for opening in found if opening is not None]
+        self.tokenizer = tokenizer
+
+    def __call__(self, rng: np.random.Generator, length: int) -> list[int]:
+        row: list[int] = []
+        while len(row) < length:
+            row += [*self.tokenizer(self.story(rng))["input_ids"], self.tokenizer.eos_token_id]
+        return row[:length]
+
+    def story(self, rng: np.random.Generator) -> str:
+        """One bridge: an opening, a third of them by pattern, and a story of the world."""
+        seed = int(rng.integers(2**40))
+        if not self.openings or rng.random() < 1 / 3:
+            chosen = introduction(random.Random(seed))
+        else:
+            chosen = self.openings[rng.integers(len(self.openings))]
+        usable = [
+            i + 1
+            for i in range(len(chosen.sentences))
+            if _closed(" ".join(chosen.sentences[: i + 1]), chosen.hero)
+        ]
+        first = " ".join(chosen.sentences[: usable[rng.integers(len(usable))]])
+        # The same exchange of names in both parts: the hero's name rides along behind a mark.
+        first, _, hero = rename(f"{first}\n\n{chosen.hero}", rng).partition("\n\n")
+        if not hero.startswith("the ") and rng.random() < 0.3:
+            fresh = made_up_name(rng)
+            first, hero = re.sub(rf"\b{hero}\b", fresh, first), fresh
+        # Seeds of the world's training split (see ``stream``).
+        told = generate(3 * seed, hero=(hero, chosen.pronoun)).text
+        return f"{first}{' ' if rng.random() < 0.6 else chr(10)}{told}"
