@@ -14,7 +14,6 @@ from qlab.story.bridges import Bridges, introduction, made_up_name, opening_of
 from qlab.story.stories import texts
 from qlab.story.world import generate, split_sentences
 
-
 COMMON = {"the", "a", "he", "she", "his", "her", "it", "but", "so", "then", "and", "one", "day"}
 
 
