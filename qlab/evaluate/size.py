@@ -8,6 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+# Buffers of a quantized layer whose bytes its QTensor counts.
+_PARTS = ("packed", "scale", "zero_point", "tensor_scale")
+
 
 @dataclass(frozen=True)
 class Size:
@@ -38,11 +41,15 @@ def model_size(model: Any) -> Size:
     from qlab.nn import quant_layers
 
     quantized = weights = 0
-    inside = set()
+    inside, scales = set(), set()
     for name, layer in quant_layers(model):
         quantized += layer.qweight.nbytes
+        # Layers of granularity `global` hold the same scale and zero point: count them once.
+        if layer.scale.data_ptr() in scales:
+            quantized -= layer.qweight.nbytes - layer.packed.numel()
+        scales.add(layer.scale.data_ptr())
         weights += layer.in_features * layer.out_features
-        inside |= {f"{name}.{part}" for part in ("packed", "scale", "zero_point")}
+        inside |= {f"{name}.{part}" for part in _PARTS}
     seen, rest = set(), 0
     # The state dict is what a file holds; it leaves out tables that are computed at start-up.
     for name, tensor in model.state_dict().items():

@@ -1,5 +1,15 @@
 """To the files of others, and back."""
 
 from qlab.export.folder import is_quantized_folder, load_folder, save_folder
+from qlab.export.onnx import OnnxModel, save_onnx
+from qlab.export.tensors import load_qtensors, save_qtensors
 
-__all__ = ["is_quantized_folder", "load_folder", "save_folder"]
+__all__ = [
+    "OnnxModel",
+    "is_quantized_folder",
+    "load_folder",
+    "load_qtensors",
+    "save_folder",
+    "save_onnx",
+    "save_qtensors",
+]

@@ -1,10 +1,14 @@
 """A quantized model as a folder: safetensors, the tokenizer, and config.json with the scheme.
 
 qlab's own layout, for every scheme: each quantized layer ``L`` is stored as ``L.packed`` (uint8),
-``L.scale`` and, if asymmetric, ``L.zero_point`` (packed like the codes, in one row); everything
-else under its usual name.
+``L.scale`` (in the bits of its type: ``se8m0`` as uint8) and, if asymmetric, ``L.zero_point``
+(packed like the codes, in one row), and ``L.tensor_scale`` of the schemes that have one; everything
+else under its usual name. Parameters that layers share (granularity ``global``) are stored with the
+first of them.
 ``config.json`` carries ``quantization_config`` with ``quant_method: "qlab"``, and per layer the
-scheme, the shape and the dtype.
+scheme, the shape, the dtype and, if it has the parameters of another layer, that one's name. Where
+the input of a layer is quantized too, ``activations`` holds its scheme and whether its range is
+static; then ``L.input_scale`` and, if asymmetric, ``L.input_zero_point`` (int32) are stored.
 
 Chapter: The case study, first telling.
 """
@@ -18,12 +22,15 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save
 
-from qlab.core import QTensor, Scheme, pack, unpack
+from qlab.activations import ActivationQuant
+from qlab.core import Scheme, pack, unpack
+from qlab.core.qtensor import assemble
+from qlab.core.scales import decode_scale, encode_scale
 from qlab.errors import QlabError
 from qlab.files import new_folder
 from qlab.nn import QuantLinear, quant_layers, replace_layer
 
-VERSION = 1
+VERSION = 2  # 2: activations
 
 
 def save_folder(
@@ -41,6 +48,12 @@ def save_folder(
         }
         for name, layer in quant_layers(model)
     }
+    for name, layer in quant_layers(model):
+        if layer.activations is not None:
+            layers[name]["activations"] = {
+                "scheme": layer.activations.scheme.name,
+                "static": layer.activations.static,
+            }
     config = model.config.to_dict()
     config["quantization_config"] = {
         "quant_method": "qlab",
@@ -49,14 +62,20 @@ def save_folder(
         "layers": layers,
     }
     tied = _tied(model)
+    for name in layers:  # granularity `global`: one scale and zero point for many layers
+        if f"{name}.scale" in tied:
+            layers[name]["params_of"] = tied[f"{name}.scale"].removesuffix(".scale")
     tensors = {
         k: v.detach().cpu().contiguous() for k, v in model.state_dict().items() if k not in tied
     }
     for name, layer in quant_layers(model):
-        if layer.zero_point is not None:
+        if layer.zero_point is not None and f"{name}.zero_point" not in tied:
             fmt = layer.scheme.format
             zeros = (layer.zero_point.flatten().cpu() - fmt.qmin).to(torch.uint8)
             tensors[f"{name}.zero_point"] = pack(zeros, fmt.bits)
+        if f"{name}.scale" in tensors:
+            scale = tensors[f"{name}.scale"]
+            tensors[f"{name}.scale"] = encode_scale(scale, layer.scheme.scale_word)
     with new_folder(out, overwrite) as folder:
         # Bytes first, then one Python write: a full disk then gives an OSError with its reason.
         (folder / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
@@ -92,28 +111,34 @@ def load_folder(folder: str | Path) -> Any:
     config = AutoConfig.for_model(**{k: v for k, v in raw.items() if k != "transformers_version"})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     tensors = load_file(folder / "model.safetensors")
+    params: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {}
     for name, about in quantization["layers"].items():
+        scheme, owner = Scheme.parse(about["scheme"]), about.get("params_of", name)
         try:
-            packed, scale = tensors.pop(f"{name}.packed"), tensors.pop(f"{name}.scale")
+            packed = tensors.pop(f"{name}.packed")
+            if owner not in params:
+                params[owner] = _read_params(tensors, owner, scheme)
+            tensor_scale = None
+            if scheme.has_tensor_scale:
+                tensor_scale = tensors.pop(f"{name}.tensor_scale")
         except KeyError as error:
             raise QlabError(f"'{folder}': tensor {error} is missing; quantize again") from None
-        scheme, zero_point = Scheme.parse(about["scheme"]), None
-        if not scheme.symmetric:
-            try:
-                zeros = tensors.pop(f"{name}.zero_point")
-            except KeyError as error:
-                raise QlabError(f"'{folder}': tensor {error} is missing; quantize again") from None
-            zeros = unpack(zeros, scheme.format.bits, scale.numel()).to(torch.int32)
-            zero_point = (zeros + scheme.format.qmin).reshape(scale.shape)
-        weight = QTensor(
+        scale, zero_point = params[owner]
+        weight = assemble(
             packed,
             scale,
             zero_point,
             scheme,
             tuple(about["shape"]),
             about["dtype"],
+            tensor_scale,
         )
-        replace_layer(model, name, QuantLinear(weight, tensors.pop(f"{name}.bias", None)))
+        try:
+            inputs = _read_activations(tensors, name, about.get("activations"))
+        except KeyError as error:
+            raise QlabError(f"'{folder}': tensor {error} is missing; quantize again") from None
+        bias = tensors.pop(f"{name}.bias", None)
+        replace_layer(model, name, QuantLinear(weight, bias, inputs))
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     quantized = {f"{n}." for n, _ in quant_layers(model)}
     tied = _tied(model)
@@ -126,12 +151,38 @@ def load_folder(folder: str | Path) -> Any:
     return model.eval()
 
 
-def _tied(model: Any) -> set[str]:
-    """Names in the state dict that are another name of an earlier tensor."""
+def _read_params(
+    tensors: dict[str, torch.Tensor], name: str, scheme: Scheme
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Take scale and zero point of a layer out of ``tensors``. KeyError if one is missing."""
+    scale = decode_scale(tensors.pop(f"{name}.scale"), scheme.scale_word)
+    if scheme.symmetric:
+        return scale, None
+    zeros = tensors.pop(f"{name}.zero_point")
+    zeros = unpack(zeros, scheme.format.bits, scale.numel()).to(torch.int32)
+    return scale, (zeros + scheme.format.qmin).reshape(scale.shape)
+
+
+def _read_activations(
+    tensors: dict[str, torch.Tensor], name: str, about: dict[str, Any] | None
+) -> ActivationQuant | None:
+    """How the input of a layer is quantized. KeyError if a tensor is missing."""
+    if about is None:
+        return None
+    scheme = Scheme.parse(about["scheme"])
+    if not about["static"]:
+        return ActivationQuant(scheme)
+    scale = tensors.pop(f"{name}.input_scale")
+    zero_point = None if scheme.symmetric else tensors.pop(f"{name}.input_zero_point")
+    return ActivationQuant(scheme, scale, zero_point)
+
+
+def _tied(model: Any) -> dict[str, str]:
+    """Names in the state dict of a tensor that has an earlier name, and that name."""
     seen: dict[int, str] = {}
-    tied = set()
+    tied = {}
     for name, tensor in model.state_dict().items():
         if tensor.numel() and tensor.data_ptr() in seen:
-            tied.add(name)
+            tied[name] = seen[tensor.data_ptr()]
         seen.setdefault(tensor.data_ptr(), name)
     return tied

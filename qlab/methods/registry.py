@@ -16,7 +16,12 @@ from qlab.core import QTensor
 from qlab.errors import QlabError
 
 # name -> module; importing the module registers the method.
-_MODULES = {"rtn": "qlab.methods.rtn"}
+_MODULES = {
+    "kmeans": "qlab.methods.kmeans",
+    "mse": "qlab.methods.mse",
+    "rtn": "qlab.methods.rtn",
+    "vq": "qlab.methods.vq",
+}
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,8 @@ class Method:
         options: the frozen dataclass of its options; ``options()`` gives the defaults.
         source: the paper, with section and arXiv id.
         chapter: file name of the chapter that explains it, without ending.
+        takes_params: whether ``quantize`` takes ``params``, a scale and a zero point that were
+            fitted to the whole model (granularity ``global``).
     """
 
     name: str
@@ -38,18 +45,27 @@ class Method:
     options: type
     source: str
     chapter: str
+    takes_params: bool = False
 
 
 _METHODS: dict[str, Method] = {}
 
 
 def register(
-    name: str, *, options: type, source: str, chapter: str, needs_calibration: bool = False
+    name: str,
+    *,
+    options: type,
+    source: str,
+    chapter: str,
+    needs_calibration: bool = False,
+    takes_params: bool = False,
 ) -> Callable[[Callable[..., QTensor]], Callable[..., QTensor]]:
     """Decorator that registers a function as the method ``name``."""
 
     def decorate(function: Callable[..., QTensor]) -> Callable[..., QTensor]:
-        _METHODS[name] = Method(name, function, needs_calibration, options, source, chapter)
+        _METHODS[name] = Method(
+            name, function, needs_calibration, options, source, chapter, takes_params
+        )
         return function
 
     return decorate

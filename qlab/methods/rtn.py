@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qlab.core import QTensor, Scheme, quantize
+from qlab.core import QTensor, Scheme, quantize, quantize_shared
 from qlab.core._array import Array
 from qlab.methods.registry import register
 
@@ -25,7 +25,19 @@ class RtnOptions:
     options=RtnOptions,
     source="Jacob et al. 2018, arXiv 1712.05877, section 2.1",
     chapter="case-study",
+    takes_params=True,
 )
-def rtn(weight: Array, stats: None, scheme: Scheme, options: RtnOptions | None = None) -> QTensor:
-    """Quantize ``weight`` (out_features, in_features) by rounding to nearest."""
+def rtn(
+    weight: Array,
+    stats: None,
+    scheme: Scheme,
+    options: RtnOptions | None = None,
+    params: tuple[Array, Array | None] | None = None,
+) -> QTensor:
+    """Quantize ``weight`` (out_features, in_features) by rounding to nearest.
+
+    ``params``: scale and zero_point shared with other weights, instead of those of its own range.
+    """
+    if params is not None:
+        return quantize_shared(weight, params, scheme)
     return quantize(weight, scheme, pad=(options or RtnOptions()).pad)

@@ -39,7 +39,7 @@ class Storyteller:
         """Token ids, int64 (1, length) each, of the stories kept for calibration."""
         context = int(getattr(self.model.config, "max_position_embeddings", 2048))
         return [
-            self.tokenizer(text, return_tensors="pt")["input_ids"][:, :context]
+            self.tokenizer(text, return_tensors="pt", verbose=False)["input_ids"][:, :context]
             for text in texts("calibration", language)
         ]
 

@@ -1,0 +1,33 @@
+"""IQ2_S: eight weights in eighteen bits, on a grid of 1024 points."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qlab.gguf.arithmetic import Array, f32
+from qlab.gguf.blocks._grids import grid, nibbles, signs
+from qlab.gguf.blocks.base import BlockType, read_half, register
+
+
+@register
+class IQ2_S(BlockType):
+    """256 weights in 82 bytes, 2.5625 bits each: w = d · (s + 1/2) / 4 · sign · GRID[g]::
+
+        byte   0  1  2 .. 33               34 .. 65     66 .. 73                 74 .. 81
+               d     low eight bits of     eight sign   upper two bits of g,     16 s, four bits
+                     g of 32 eights        bits each    four a byte, low first   each, low first
+
+    d is float16. 16 weights share s. All signs are free.
+    """
+
+    name, type_id, block_size, block_bytes = "IQ2_S", 22, 256, 82
+    can_encode, uses_importance = False, True
+
+    @classmethod
+    def decode(cls, data: Array) -> Array:
+        shifts = np.array([0, 2, 4, 6], np.uint8)
+        high = (data[:, 66:74, None] >> shifts & 3).reshape(-1, 32).astype(np.uint16)
+        codes = (data[:, 2:34] | high << 8).reshape(-1, 16, 2)
+        step = read_half(data, 0)[:, None] * (f32(0.5) + nibbles(data[:, 74:])) * f32(0.25)
+        scaled = step[..., None, None] * grid("IQ2_S")[codes]
+        return (scaled * signs(data[:, 34:66].reshape(-1, 16, 2))).reshape(-1, 256)

@@ -1,0 +1,1 @@
+"""Kernels: the loops that NumPy cannot express, compiled."""

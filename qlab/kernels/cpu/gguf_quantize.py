@@ -1,0 +1,74 @@
+"""The compiled quantizers by name, and their division among threads.
+
+Chapter: GGUF, byte by byte.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qlab.kernels.cpu.gguf_iq4 import encode_iq4
+from qlab.kernels.cpu.gguf_k import encode_affine, encode_q3_k, encode_q6_k
+from qlab.kernels.cpu.gguf_simple import all_finite, encode_affine_32, encode_q8_0, encode_symmetric
+
+Array = NDArray[Any]
+
+# name: (kernel, its last arguments, block size for kernels that take blocks, else 0 for rows)
+_KERNELS: dict[str, tuple[Callable[..., None], tuple[int, ...], int]] = {
+    "Q4_0": (encode_symmetric, (8,), 0),
+    "Q5_0": (encode_symmetric, (16,), 0),
+    "Q4_1": (encode_affine_32, (15,), 0),
+    "Q5_1": (encode_affine_32, (31,), 0),
+    "Q8_0": (encode_q8_0, (), 0),
+    "Q2_K": (encode_affine, (2,), 256),
+    "Q3_K": (encode_q3_k, (), 256),
+    "Q4_K": (encode_affine, (4,), 256),
+    "Q5_K": (encode_affine, (5,), 256),
+    "Q6_K": (encode_q6_k, (), 256),
+    "IQ4_NL": (encode_iq4, (32,), 32),
+    "IQ4_XS": (encode_iq4, (256,), 256),
+}
+_MIN_WEIGHTS = 1 << 16  # for a thread of its own
+
+
+def kernel(name: str) -> Callable[[Array, Array | None, Array, int | None], bool] | None:
+    """The compiled quantizer of a type, or None: called with (rows, importance, out, threads).
+
+    It returns whether all weights are finite; if not, ``out`` is not to be used.
+    """
+    if name not in _KERNELS:
+        return None
+    function, extra, block = _KERNELS[name]
+
+    def run(x: Array, importance: Array | None, out: Array, threads: int | None) -> bool:
+        weights = np.empty(0, np.float32) if importance is None else importance
+        if block:
+            weights = weights.reshape(-1, block)
+
+        def part(rows: slice) -> bool:
+            a, b = x[rows], out[rows]
+            if not all_finite(a):
+                return False
+            if block:
+                a = a.reshape(-1, block)
+                b = b.reshape(len(a), -1)
+            function(a, weights, b, *extra)
+            return True
+
+        wanted = threads or len(os.sched_getaffinity(0))
+        count = max(1, min(wanted, len(x), x.size // _MIN_WEIGHTS))
+        if count == 1:
+            return part(slice(0, len(x)))
+        edges = np.linspace(0, len(x), count + 1).astype(int)
+        parts = [slice(a, b) for a, b in itertools.pairwise(edges)]
+        with ThreadPoolExecutor(count) as pool:
+            return all(pool.map(part, parts))
+
+    return run

@@ -1,0 +1,125 @@
+"""Every block type against llama.cpp's C: equal bytes, equal weights.
+
+The C is the prebuilt x86-64 build inside xllamacpp: float32 throughout and no fused multiply-add.
+"""
+
+import numpy as np
+import pytest
+
+from qlab import gguf
+from tests.gguf import llamacpp
+from tests.gguf.arrays import COLUMNS, ROWS, hard_arrays, importances, story_matrices
+
+COMPILED = (
+    *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "IQ4_XS"),
+    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+)
+PLAIN = ("F16", "BF16", "Q8_1", "Q8_K", "Q1_0", "Q2_0", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4")
+GRIDS = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
+
+
+def expected(x, name, importance=None):
+    if name in ("Q8_1", "Q8_K"):
+        return llamacpp.quantize_activations(x, name.lower().replace("k", "K"))
+    return llamacpp.quantize(x, gguf.block_type(name).type_id, importance)
+
+
+def assert_same(got, want, name, arrays):
+    """Equal bytes; else the message says in which arrays and at which bytes of a block."""
+    if np.array_equal(got, want):
+        return
+    wrong = (got != want).reshape(len(arrays), ROWS, -1, gguf.block_type(name).block_bytes)
+    which = {
+        a: sorted(set(np.nonzero(w)[2])) for a, w in zip(arrays, wrong, strict=True) if w.any()
+    }
+    pytest.fail(f"{name} differs in {which}")
+
+
+def test_the_traits_are_those_of_the_library():
+    for kind in gguf.BLOCK_TYPES.values():
+        found = llamacpp.traits(kind.type_id)
+        assert found.name.decode().lower() == kind.name.lower()
+        assert (found.block_size, found.block_bytes) == (kind.block_size, kind.block_bytes)
+
+
+def test_every_type_of_the_library_is_known():
+    """Up to the last type this library has; gone types have blocks of no weights."""
+    known = {kind.type_id for kind in gguf.BLOCK_TYPES.values()}
+    there = {i for i in range(43) if llamacpp.traits(i).block_size}
+    assert there == known
+
+
+@pytest.mark.parametrize("importance", importances())
+@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize("engine", ["numpy", "numba"])
+def test_hard_arrays(name, engine, importance):
+    arrays = hard_arrays()
+    x = np.concatenate(list(arrays.values()))
+    row = importances()[importance]
+    if row is not None and not gguf.block_type(name).uses_importance:
+        row = None  # the C ignores it, too
+    got = gguf.quantize(x, name, importances()[importance], engine=engine)
+    assert_same(got, expected(x, name, row), name, arrays)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_hard_arrays_of_types_without_a_search(name):
+    arrays = hard_arrays()
+    x = np.concatenate(list(arrays.values()))
+    assert_same(gguf.quantize(x, name), expected(x, name), name, arrays)
+
+
+@pytest.mark.parametrize("name", COMPILED + PLAIN)
+def test_real_weights(name):
+    kind = gguf.block_type(name)
+    rng = np.random.default_rng(3)
+    for matrix in story_matrices().values():
+        rows = [None]
+        if kind.uses_importance:
+            rows.append(rng.chisquare(1, matrix.shape[1]).astype(np.float32))
+        for importance in rows:
+            want = expected(matrix, name, importance)
+            assert np.array_equal(gguf.quantize(matrix, name, importance), want)
+            few = gguf.quantize(matrix[:6], name, importance, engine="numpy")
+            assert np.array_equal(few, want[:6])
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_random_arrays_of_every_spread(name):
+    """Many seeds, each with another law and another scale: 1024 super-blocks a type."""
+    rng = np.random.default_rng(11)
+    laws = [rng.standard_normal, rng.standard_cauchy, rng.random, rng.standard_exponential]
+    x = np.stack([law(COLUMNS) * 10.0 ** rng.uniform(-8, 8) for law in laws * 128])
+    x = x.astype(np.float32)
+    for importance in (None, rng.chisquare(1, COLUMNS).astype(np.float32)):
+        if importance is None or gguf.block_type(name).uses_importance:
+            got = gguf.quantize(x, name, importance, engine="numba")
+            assert np.array_equal(got, expected(x, name, importance))
+
+
+@pytest.mark.parametrize("name", [n for n in COMPILED + PLAIN + GRIDS if not n.startswith("Q8_")])
+def test_any_bytes_are_read_alike(name):
+    """NaN for NaN, and otherwise the same bits: an infinite scale gives both."""
+    kind = gguf.block_type(name)
+    rng = np.random.default_rng(5)
+    data = rng.integers(0, 256, (64, 4 * kind.block_bytes), dtype=np.uint8)
+    data[0], data[1] = 0, 255
+    got, want = gguf.dequantize(data, name), llamacpp.dequantize(data, kind.type_id)
+    same = (got.view(np.uint32) == want.view(np.uint32)) | (np.isnan(got) & np.isnan(want))
+    assert same.all()
+
+
+def test_q8_0_bytes_are_read_alike():
+    data = np.random.default_rng(5).integers(0, 256, (64, 4 * 34), dtype=np.uint8)
+    got, want = gguf.dequantize(data, "Q8_0"), llamacpp.dequantize(data, 8)
+    assert np.array_equal(got, want, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "IQ4_NL", "Q4_0"])
+def test_threads_change_nothing(name):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 1024)).astype(np.float32)
+    importance = rng.chisquare(1, 1024).astype(np.float32)
+    one = gguf.quantize(x, name, importance, threads=1)
+    assert np.array_equal(one, gguf.quantize(x, name, importance, threads=3))
+    assert np.array_equal(one, llamacpp.quantize(x, gguf.block_type(name).type_id, importance))
