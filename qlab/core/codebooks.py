@@ -93,10 +93,8 @@ def float32_grid(start: float, stop: float, count: int) -> list[np.float32]:
     """
     first, last = np.float32(start), np.float32(stop)
     step = float((last - first) / np.float32(count - 1))
-    up, down = (
-        float(first),
-        float(last),
-    )  # in float64 the product is exact: rounded once, at the end
+    # In float64 the product is exact: rounded once, at the end.
+    up, down = float(first), float(last)
     return [
         np.float32(up + step * i if i < count // 2 else down - step * (count - 1 - i))
         for i in range(count)

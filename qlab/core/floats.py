@@ -8,7 +8,7 @@ A pattern with sign s, exponent field E and fraction field F (of ``mantissa_bits
 apart from the patterns that stand for infinity and NaN:
 
     specials    infinity              NaN
-    "ieee"      E all ones, F = 0     E all ones, F > 0                      fp32 tf32 bf16 fp16 fp8_e5m2
+    "ieee"      E all ones, F = 0     E all ones, F > 0                fp32 tf32 bf16 fp16 fp8_e5m2
     "nan"       none                  all ones but the sign                  fp8_e4m3 ("fn")
     "none"      none                  none                                   fp6_* fp4_e2m1
 
@@ -163,8 +163,8 @@ class FloatFormat(Format):
         """Bit patterns of the nearest levels of ``y`` (float32); halfway, the even pattern.
 
         uint8, uint16 or uint32, the smallest that holds ``bits``. ``-0.0`` keeps its sign. NaN
-        becomes the format's NaN; where it has none, zero of the other sign (as in ml_dtypes). Infinity
-        overflows like any number that is too large.
+        becomes the format's NaN; where it has none, zero of the other sign (as in ml_dtypes).
+            Infinity overflows like any number that is too large.
 
         Args:
             y: float32 of any shape.

@@ -40,7 +40,7 @@ _REGISTRY: dict[str, Format] = {f.name: f for f in (*_INTEGERS, *FLOATS, *CODEBO
 
 
 def format_names() -> list[str]:
-    """Names of all formats whose levels are fixed (the learned ones are any ``kmeans<bits>`` ...)."""
+    """Names of all formats with fixed levels (learned ones are any ``kmeans<bits>`` ...)."""
     return sorted(_REGISTRY)
 
 

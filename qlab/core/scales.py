@@ -49,7 +49,8 @@ def power_of_two(amax: Array, fmt: FloatFormat) -> Array:
     """The scale of an MX block: 2^(floor(log2 amax) - floor(log2 largest level)).
 
     Rounded down, so up to a factor of two may be missing: 7.9 in units of 4 / 4 is beyond the 6 of
-    fp4_e2m1 and saturates. That is the standard's rule, and torchao's ``ScaleCalculationMode.FLOOR``.
+    fp4_e2m1 and saturates. That is the standard's rule, and torchao's
+    ``ScaleCalculationMode.FLOOR``.
 
     Source: Open Compute Project, Microscaling Formats (MX) v1.0, section 6.3.
     """

@@ -161,5 +161,5 @@ def test_big_tensors_are_cut_in_pieces_that_draw_one_stream():
 
 
 def test_an_unknown_rounding_is_refused():
-    with pytest.raises(qlab.QlabError, match="unknown rounding 'up'.*nearest, stochastic"):
+    with pytest.raises(qlab.QlabError, match=r"unknown rounding 'up'.*nearest, stochastic"):
         quantize(np.ones((2, 2), np.float32), "int8-tensor", rounding="up")

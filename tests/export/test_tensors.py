@@ -142,7 +142,7 @@ def rewritten(file, change):
 
 def test_files_of_another_kind_or_a_newer_version_are_refused(file, tmp_path):
     rewritten(file, lambda m, a: m.update(version=str(VERSION + 1)))
-    with pytest.raises(qlab.QlabError, match="newer qlab.*upgrade"):
+    with pytest.raises(qlab.QlabError, match=r"newer qlab.*upgrade"):
         load_qtensors(file)
     rewritten(file, lambda m, a: m.update(version="0"))
     with pytest.raises(qlab.QlabError, match="altered"):

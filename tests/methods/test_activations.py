@@ -303,7 +303,7 @@ def test_layers_of_one_scheme_share_what_is_global(tiny):
         schemes={"*.mlp.*": "int4-channel", "*.v_proj": "int4-global"},
     )
     scales = {}
-    for name, layer in quant_layers(small):
+    for _name, layer in quant_layers(small):
         scales.setdefault(layer.scheme.name, set()).add(layer.scale.data_ptr())
     assert len(scales["int8-global"]) == len(scales["int4-global"]) == 1
     assert len(scales["int4-channel"]) == 6

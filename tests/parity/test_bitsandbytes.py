@@ -44,7 +44,7 @@ def inputs():
 
 
 def on_the_borders():
-    """Values half way between two levels, and the floats next to them, at scales from 1e-3 to 1e3."""
+    """Values half way between two levels, and their neighbours, at scales from 1e-3 to 1e3."""
     values = []
     for fmt in (NF4, FP4_BNB):
         v = np.sort(np.array(fmt.values, np.float32))
@@ -71,7 +71,8 @@ def test_the_tables_are_those_of_bitsandbytes():
 
 def test_nf4_is_the_table_of_the_paper():
     """QLoRA, arXiv 2305.14314, appendix E: the 16 values as printed there."""
-    printed = """-1.0 -0.6961928009986877 -0.5250730514526367 -0.39491748809814453 -0.28444138169288635
+    printed = """-1.0 -0.6961928009986877 -0.5250730514526367 -0.39491748809814453
+        -0.28444138169288635
         -0.18477343022823334 -0.09105003625154495 0.0 0.07958029955625534 0.16093020141124725
         0.24611230194568634 0.33791524171829224 0.44070982933044434 0.5626170039176941
         0.7229568362236023 1.0"""

@@ -61,7 +61,7 @@ def numbers(x):
 
 @pytest.mark.parametrize("scheme", MX)
 def test_mx(scheme):
-    """Their scaling mode FLOOR, which is the standard's: 2^(floor(log2 amax) - emax), saturating."""
+    """Their scaling mode FLOOR, the standard's: 2^(floor(log2 amax) - emax), saturating."""
     for what, w in inputs().items():
         q = quantize(w, scheme)
         theirs = MXTensor.to_mx(w, MX[scheme], 32, ScaleCalculationMode.FLOOR)
