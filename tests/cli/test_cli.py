@@ -129,8 +129,8 @@ def test_missing_and_damaged_sources(capsys, tiny_folder, tmp_path):
 def test_bad_schemes_methods_and_texts(capsys, tiny_folder, tmp_path):
     out = tmp_path / "out"
     for scheme, says in [
-        ("int0", "unknown format"),
-        ("int17", "unknown format"),
+        ("int0", "unknown scheme"),
+        ("int17", "unknown scheme"),
         ("int4-g100", "does not divide"),
         ("int4-g0", "at least 1"),
     ]:
