@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from qlab.activations import ActivationQuant, integer_codes, integer_linear
+from qlab.calibrate.layers import linear_layers as linear_layers  # re-exported
 from qlab.core import QTensor, Scheme
 from qlab.core.qtensor import assemble
 from qlab.errors import QlabError
@@ -97,23 +98,6 @@ class QuantLinear(nn.Module):
     def extra_repr(self) -> str:
         inputs = "" if self.activations is None else f", activations={self.activations}"
         return f"{self.in_features}, {self.out_features}, scheme={self.scheme}{inputs}"
-
-
-def linear_layers(
-    model: nn.Module, skip: tuple[str, ...] = ("lm_head",)
-) -> Iterator[tuple[str, Any]]:
-    """(name, layer) of every linear layer, in the model's order.
-
-    Counts ``nn.Linear`` and the ``Conv1D`` of GPT-2 in transformers (a linear layer whose weight is
-    stored transposed). A layer is skipped if its last name is in ``skip``.
-    """
-    for name, layer in model.named_modules():
-        if name.rsplit(".", 1)[-1] not in skip and is_linear(layer):
-            yield name, layer
-
-
-def is_linear(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D"
 
 
 def weight_of(layer: Any) -> torch.Tensor:
