@@ -73,13 +73,18 @@ def show(fig: Any, alt: str, caption: str | None = None) -> Picture:
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
     svg = re.sub(
         r'(<svg[^>]*?) width="([\d.]+)pt" height="[\d.]+pt"',
-        r'\1 style="width:\2pt;max-width:100%;height:auto"',
+        # On a phone a wide figure keeps three fifths of its size, so that its text can be read.
+        lambda m: (
+            f'{m[1]} style="width:{m[2]}pt;max-width:100%;'
+            f'min-width:{0.6 * float(m[2]):.0f}pt;height:auto"'
+        ),
         svg,
         count=1,
     )
     below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
     style = "font-family:var(--q-sans,sans-serif);margin:1em 0"
-    return Picture(f'<figure class="qlab-picture" style="{style}">{svg}{below}</figure>', alt)
+    scroll = f'<div style="overflow-x:auto">{svg}</div>'
+    return Picture(f'<figure class="qlab-picture" style="{style}">{scroll}{below}</figure>', alt)
 
 
 def _settings() -> dict[str, Any]:

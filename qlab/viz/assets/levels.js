@@ -99,7 +99,7 @@ qlab.define("levels", (root, data) => {
     read.replaceChildren(`${state.levels.length} levels in ${bits} bits: mean squared error `,
       el("strong", {}, number(sum) + " σ²"), ", SQNR ", el("strong", {}, decibels(1 / sum)),
       `. That is ${decibels(sum / best)} from the best levels, and ${decibels(sum / bound)} `
-      + `(${(Math.log2(sum / bound) / 2).toFixed(2)} bits a value) from the bound of a Gaussian source.`);
+      + `(${(Math.log2(sum / bound) / 2).toFixed(2)} bits a value) from the bound for normal values.`);
   };
   const start = rule => {
     state.rule = rule;
