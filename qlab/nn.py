@@ -131,10 +131,16 @@ def dequantize_model(model: nn.Module) -> nn.Module:
     for name, layer in list(quant_layers(plain)):
         if layer.activations is not None:
             continue
-        with torch.device("meta"):
-            linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
-        linear.weight = nn.Parameter(layer.weight, requires_grad=False)
-        if layer.bias is not None:
-            linear.bias = nn.Parameter(layer.bias, requires_grad=False)
-        replace_layer(plain, name, linear)
+        replace_layer(plain, name, plain_layer(layer.qweight, layer.bias))
     return plain
+
+
+def plain_layer(qweight: QTensor, bias: torch.Tensor | None) -> nn.Linear:
+    """An ordinary linear layer with the weight Ŵ."""
+    out_features, in_features = qweight.shape
+    with torch.device("meta"):
+        linear = nn.Linear(in_features, out_features, bias=bias is not None)
+    linear.weight = nn.Parameter(qweight.dequantize(), requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return linear

@@ -11,19 +11,22 @@ from __future__ import annotations
 import copy
 import difflib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from qlab.activations import activation_scheme, fit_activations
+from qlab.blockwise import Quantized, quantize_blocks
 from qlab.calibrate import ActivationStats, Observer
 from qlab.core import QTensor, Scheme, shared_params, sqnr
 from qlab.errors import QlabError
 from qlab.methods import get_method
 from qlab.nn import QuantLinear, linear_layers, replace_layer, weight_of
+from qlab.resume import Progress, run_key
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,9 @@ class LayerReport:
         seconds: time taken.
         weights: number of weights.
         activations: scheme of the input and whether it is static or dynamic, or "".
+        error: relative error of the output on the calibration data, ‖X(Ŵ - W)ᵀ‖² / ‖XWᵀ‖², of
+            methods that see the layer's inputs; else None.
+        rtn_error: the same with round-to-nearest in the same scheme: the error before.
     """
 
     name: str
@@ -48,6 +54,8 @@ class LayerReport:
     seconds: float
     weights: int
     activations: str = ""
+    error: float | None = None
+    rtn_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,8 @@ class Report:
         ]
         for r in self.layers:
             other = "" if r.scheme == self.scheme else f"  {r.scheme}"
+            if r.error is not None and r.rtn_error is not None:
+                other = f"  output error {r.rtn_error:.2e} -> {r.error:.2e}{other}"
             lines.append(f"{r.name:{width}}  {r.sqnr:6.2f} dB  {r.bits_per_weight:.3f} bits{other}")
         return "\n".join(lines)
 
@@ -103,6 +113,7 @@ def quantize_model(
     schemes: Mapping[str, str | Scheme | None] | None = None,
     skip: tuple[str, ...] = ("lm_head",),
     options: Any = None,
+    resume: str | Path | None = None,
     progress: bool = False,
 ) -> tuple[torch.nn.Module, Report]:
     """Quantize the linear layers of a transformers decoder.
@@ -124,6 +135,8 @@ def quantize_model(
             keep such layers as they are; the first pattern that fits counts.
         skip: last names of layers to leave alone.
         options: the method's own options (its frozen dataclass); None for the defaults.
+        resume: a folder for finished blocks, of methods that work block by block (``gptq`` ...):
+            the same call after an interruption goes on from there. Remove it afterwards.
         progress: show a bar.
 
     Returns: a copy of the model with QuantLinear layers, and a Report.
@@ -138,16 +151,25 @@ def quantize_model(
             f"method '{method}' needs calibration data: pass calibration=story.calibration(), "
             "or use 'rtn', which needs none"
         )
+    options = options or chosen.options()
     small = copy.deepcopy(model)
     layers = list(linear_layers(small, skip))
     if not layers:
         raise QlabError("the model has no linear layers to quantize")
     scheme_of = _schemes([name for name, _ in layers], scheme, schemes or {})
     inputs, report = None, Report(method, scheme.name, ())
-    if activations is not None:
-        wanted = activation_scheme(activations)
+    wanted = None if activations is None else activation_scheme(activations)
+    stats: Mapping[str, Any] = {}
+    if chosen.prepare is not None:
+        samples = calibration
+        if isinstance(calibration, ActivationStats):
+            raise QlabError(
+                f"method '{method}' needs token ids as calibration, not their statistics"
+            )
+        stats = chosen.prepare(small, samples, scheme, options, skip=skip, progress=progress)
+    if wanted is not None:
         inputs, by = fit_activations(
-            model, wanted, observer, calibration, skip=skip, progress=progress
+            small, wanted, observer, calibration, skip=skip, progress=progress
         )
         report = replace(report, activations=wanted.name, observer=by)
     elif observer is not None:
@@ -155,13 +177,68 @@ def quantize_model(
             "an observer fixes the range of activations: name their scheme too, such as "
             "activations='int8-asym-tensor'"
         )
-    # Layers of one scheme share what a global granularity shares.
-    shared, total = {}, {}
-    for one in {s.name: s for s in scheme_of.values() if s}.values():
-        alike = [(name, layer) for name, layer in layers if scheme_of[name] == one]
-        shared[one.name] = _shared_params(alike, chosen, one)
-        total[one.name] = sum(layer.weight.numel() for _, layer in alike)
+    quantizers = {
+        name: inputs(name) if inputs else None for name, _ in layers if scheme_of[name] is not None
+    }
+    run = _one_by_one
+    if chosen.needs_calibration and chosen.prepare is None:
+        run = _block_by_block
+    elif resume is not None:
+        raise QlabError(
+            f"method '{method}' treats each layer by itself and has nothing to resume: "
+            "leave resume out"
+        )
     reports = []
+    totals: dict[str, int] = {}
+    for name, layer in layers:
+        if (own := scheme_of[name]) is not None:
+            totals[own.name] = totals.get(own.name, 0) + layer.weight.numel()
+    for one in run(
+        small, model, chosen, scheme_of, calibration, options, stats, skip, progress, resume
+    ):
+        own = scheme_of[one.name]
+        assert own is not None
+        reports.append(
+            LayerReport(
+                one.name,
+                own.name,
+                sqnr(one.weight, one.qweight),
+                _bits_per_weight(one.qweight, totals[own.name]),
+                one.seconds,
+                one.weight.numel(),
+                str(quantizers[one.name] or ""),
+                one.error,
+                one.rtn_error,
+            )
+        )
+    for name, quantizer in quantizers.items():
+        if quantizer is not None:
+            layer = small.get_submodule(name)
+            replace_layer(small, name, QuantLinear(layer.qweight, layer.bias, quantizer))
+    order = {name: i for i, (name, _) in enumerate(layers)}
+    reports.sort(key=lambda r: order[r.name])
+    return small, replace(report, layers=tuple(reports))
+
+
+def _one_by_one(
+    small: torch.nn.Module,
+    model: torch.nn.Module,
+    method: Any,
+    scheme_of: dict[str, Scheme | None],
+    calibration: Any,
+    options: Any,
+    stats: Mapping[str, Any],
+    skip: tuple[str, ...],
+    progress: bool,
+    resume: str | Path | None,
+) -> Iterator[Quantized]:
+    """Each layer by itself, with what ``prepare`` found out about it, if anything."""
+    layers = list(linear_layers(small, skip))
+    # Layers of one scheme share what a global granularity shares.
+    shared = {}
+    for scheme in {s.name: s for s in scheme_of.values() if s}.values():
+        alike = [(name, layer) for name, layer in layers if scheme_of[name] == scheme]
+        shared[scheme.name] = _shared_params(alike, method, scheme)
     for name, layer in _bar(layers, progress):
         own = scheme_of[name]
         if own is None:
@@ -169,26 +246,46 @@ def quantize_model(
         began = time.perf_counter()
         weight = weight_of(layer)
         try:
-            qweight = chosen.quantize(
-                weight, None, own, options or chosen.options(), **shared[own.name]
-            )
-            quantizer = inputs(name) if inputs else None
+            qweight = method.quantize(weight, stats.get(name), own, options, **shared[own.name])
         except QlabError as error:
             raise QlabError(f"layer '{name}': {error}") from None
-        replace_layer(small, name, QuantLinear(qweight, layer.bias, quantizer))
-        seconds = time.perf_counter() - began
-        reports.append(
-            LayerReport(
-                name,
-                own.name,
-                sqnr(weight, qweight),
-                _bits_per_weight(qweight, total[own.name]),
-                seconds,
-                weight.numel(),
-                str(quantizer or ""),
-            )
-        )
-    return small, replace(report, layers=tuple(reports))
+        replace_layer(small, name, QuantLinear(qweight, layer.bias))
+        yield Quantized(name, weight, qweight, time.perf_counter() - began)
+
+
+def _block_by_block(
+    small: torch.nn.Module,
+    model: torch.nn.Module,
+    method: Any,
+    scheme_of: dict[str, Scheme | None],
+    calibration: Any,
+    options: Any,
+    stats: Mapping[str, Any],
+    skip: tuple[str, ...],
+    progress: bool,
+    resume: str | Path | None,
+) -> Iterator[Quantized]:
+    """Each layer with the LayerInputs that the quantized layers before it make."""
+    for scheme in scheme_of.values():
+        if scheme is not None and scheme.granularity.kind == "global":
+            _shared_params([], method, scheme)
+    if isinstance(calibration, ActivationStats):
+        raise QlabError(f"method '{method.name}' needs token ids as calibration, not statistics")
+    saved = None
+    if resume is not None:
+        words = [(name, None if s is None else s.name) for name, s in scheme_of.items()]
+        saved = Progress(resume, run_key(model, calibration, method.name, words, options))
+    yield from quantize_blocks(
+        small,
+        model,
+        method,
+        scheme_of,
+        calibration,
+        options,
+        skip=skip,
+        progress=progress,
+        saved=saved,
+    )
 
 
 def _schemes(

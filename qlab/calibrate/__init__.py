@@ -9,6 +9,10 @@
     stats["model.layers.0.mlp.up_proj"].absmax                 # one value an input channel
     stats["model.layers.0.mlp.up_proj"].observers["entropy"].params("int8-tensor")
 
+    inputs = LayerInputs.of(x)                   # what GPTQ and its kin need of one layer
+    for block in BlockRunner(model, story.calibration()):        # one decoder block at a time
+        gathered = block.gather(["mlp.up_proj"])
+
     scale = search_clip(w, "int4", "g128")       # the scale of least squared error, exact
 
 Chapter: Static, dynamic, mixed: the families of methods.
@@ -31,6 +35,8 @@ from qlab.calibrate.registry import get_observer, observer_names
 # These need torch or Numba, which are imported when they are first used.
 _LAZY = {
     "ActivationStats": "qlab.calibrate.activations",
+    "BlockRunner": "qlab.calibrate.blocks",
+    "LayerInputs": "qlab.calibrate.inputs",
     "LayerStats": "qlab.calibrate.activations",
     "capture": "qlab.calibrate.activations",
     "search_clip": "qlab.calibrate.clip",
@@ -39,9 +45,11 @@ _LAZY = {
 
 __all__ = [
     "ActivationStats",
+    "BlockRunner",
     "Dynamic",
     "Entropy",
     "Histogram",
+    "LayerInputs",
     "LayerStats",
     "MinMax",
     "MovingAverage",
@@ -57,7 +65,9 @@ __all__ = [
 
 if TYPE_CHECKING:
     from qlab.calibrate.activations import ActivationStats, LayerStats, capture
+    from qlab.calibrate.blocks import BlockRunner
     from qlab.calibrate.clip import search_clip, search_range
+    from qlab.calibrate.inputs import LayerInputs
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,19 @@ from qlab.errors import QlabError
 
 # name -> module; importing the module registers the method.
 _MODULES = {
+    "autoround": "qlab.methods.autoround",
+    "awq": "qlab.methods.awq",
+    "eetq": "qlab.methods.eetq",
+    "gptq": "qlab.methods.gptq",
+    "hqq": "qlab.methods.hqq",
     "kmeans": "qlab.methods.kmeans",
+    "llm_int8": "qlab.methods.llm_int8",
     "mse": "qlab.methods.mse",
+    "nf4": "qlab.methods.nf4",
+    "obq": "qlab.methods.obq",
+    "rotation": "qlab.methods.rotation",
     "rtn": "qlab.methods.rtn",
+    "smoothquant": "qlab.methods.smoothquant",
     "vq": "qlab.methods.vq",
 }
 
@@ -37,6 +47,12 @@ class Method:
         chapter: file name of the chapter that explains it, without ending.
         takes_params: whether ``quantize`` takes ``params``, a scale and a zero point that were
             fitted to the whole model (granularity ``global``).
+        needs: what ``stats`` (a ``qlab.calibrate.LayerInputs``) must hold: ``hessian``, ``sample``,
+            ``cross``; or a function of the options that says so.
+        prepare: changes the whole model before any layer is quantized, so that it computes the
+            same and quantizes better: (model, calibration, scheme, options, *, skip, progress) ->
+            layer name -> ``stats`` of that layer. Where it is None and ``needs_calibration``, each
+            layer gets the LayerInputs that the already quantized layers before it produce.
     """
 
     name: str
@@ -46,6 +62,12 @@ class Method:
     source: str
     chapter: str
     takes_params: bool = False
+    needs: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = ("hessian",)
+    prepare: Callable[..., Mapping[str, Any]] | None = None
+
+    def needs_of(self, options: Any) -> tuple[str, ...]:
+        """What ``stats`` must hold with these options."""
+        return self.needs(options) if callable(self.needs) else self.needs
 
 
 _METHODS: dict[str, Method] = {}
@@ -59,12 +81,22 @@ def register(
     chapter: str,
     needs_calibration: bool = False,
     takes_params: bool = False,
+    needs: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = ("hessian",),
+    prepare: Callable[..., Mapping[str, Any]] | None = None,
 ) -> Callable[[Callable[..., QTensor]], Callable[..., QTensor]]:
     """Decorator that registers a function as the method ``name``."""
 
     def decorate(function: Callable[..., QTensor]) -> Callable[..., QTensor]:
         _METHODS[name] = Method(
-            name, function, needs_calibration, options, source, chapter, takes_params
+            name,
+            function,
+            needs_calibration,
+            options,
+            source,
+            chapter,
+            takes_params,
+            needs,
+            prepare,
         )
         return function
 
