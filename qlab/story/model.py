@@ -152,7 +152,9 @@ def check_safetensors(files: list[Path]) -> None:
             with safe_open(file, framework="pt") as tensors:
                 for key in tensors.keys():
                     tensor = tensors.get_tensor(key)
-                    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                    # torch has no isfinite for the float8 types; float32 holds all of them.
+                    wide = tensor.float() if tensor.element_size() == 1 else tensor
+                    if tensor.is_floating_point() and not bool(torch.isfinite(wide).all()):
                         raise QlabError(
                             f"{file.name}: tensor '{key}' holds NaN or infinity: "
                             "the file is damaged or the training diverged; use other weights"
