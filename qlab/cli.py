@@ -1,6 +1,7 @@
 """The command line: qlab quantize | eval | compare | tell | gguf | story | doctor.
 
-SRC is ``story`` (the embedded model), a Hugging Face folder, a folder that qlab wrote, or a hub id.
+SRC is ``story`` (the embedded model), a Hugging Face folder, a folder that qlab wrote, a GGUF file,
+or a hub id.
 Exit code 2 and one line on bad input. With --json nothing but JSON goes to standard output.
 """
 
@@ -61,15 +62,21 @@ def _parser() -> argparse.ArgumentParser:
     c = add(
         "quantize",
         _quantize,
-        "Quantize a model and write it to a folder.",
-        "qlab quantize story --method rtn --scheme int4-g128 --out small",
+        "Quantize a model and write it to a folder, or to a GGUF file for llama.cpp.",
+        "qlab quantize story --method rtn --scheme int4-g128 --out small\n"
+        "  qlab quantize story --scheme q4_k_m --out story.gguf",
     )
-    c.add_argument("source", metavar="SRC", help="story, a model folder, or a hub id")
-    c.add_argument("--method", default="rtn", help="how codes are chosen (default: rtn)")
-    c.add_argument("--scheme", default="int4-g128", help="such as int8-channel, int4-asym-g128")
+    c.add_argument("source", metavar="SRC", help="story, a model folder, a GGUF file, or a hub id")
+    c.add_argument("--method", help="how codes are chosen (default: rtn); not for GGUF")
+    c.add_argument(
+        "--scheme",
+        help="such as int8-channel, int4-asym-g128 (default: int4-g128); for GGUF a mix, such as "
+        "q8_0, q5_k_s (default: q4_k_m)",
+    )
     c.add_argument("--calibration", metavar="FILE.txt", help="text for methods that need data")
-    c.add_argument("--out", required=True, metavar="DIR", help="folder to write")
-    c.add_argument("--overwrite", action="store_true", help="replace DIR if it exists")
+    c.add_argument("--imatrix", metavar="FILE", help="importance matrix, for GGUF")
+    c.add_argument("--out", required=True, metavar="OUT", help="folder, or FILE.gguf, to write")
+    c.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     c.add_argument("--json", action="store_true", help="print figures as one JSON object")
 
     c = add(
@@ -161,6 +168,11 @@ def _measuring(command: argparse.ArgumentParser) -> None:
 
 
 def _quantize(args: argparse.Namespace) -> None:
+    from qlab.gguf.mixes import is_mix
+
+    if Path(args.out).suffix == ".gguf" or (args.scheme and is_mix(args.scheme)):
+        _quantize_gguf(args)
+        return
     from qlab import quantize_model
     from qlab.core import Scheme
     from qlab.evaluate import model_size
@@ -168,26 +180,27 @@ def _quantize(args: argparse.Namespace) -> None:
     from qlab.methods import get_method
     from qlab.sources import load
 
-    Scheme.parse(args.scheme)  # bad words are refused before a large model is read
-    get_method(args.method)
-    if Path(args.out).exists() and not args.overwrite:
-        raise QlabError(f"'{args.out}' exists already: choose another --out, or add --overwrite")
+    method, scheme = get_method(args.method or "rtn"), args.scheme or "int4-g128"
+    Scheme.parse(scheme)  # bad words are refused before a large model is read
+    if args.imatrix:
+        raise QlabError("--imatrix is for GGUF: add --out FILE.gguf, or use --calibration")
+    _check_new(args)
     source = load(args.source)
     calibration = None
     if args.calibration:
         calibration = _tokens(source, _read_text(args.calibration))
-    elif get_method(args.method).needs_calibration:
+    elif method.needs_calibration:
         calibration = source.calibration()
     small, report = quantize_model(
-        source.model, args.method, args.scheme, calibration, progress=not args.json
+        source.model, method.name, scheme, calibration, progress=not args.json
     )
-    save_folder(small, source.tokenizer, args.out, method=args.method, overwrite=args.overwrite)
+    save_folder(small, source.tokenizer, args.out, method=method.name, overwrite=args.overwrite)
     size = model_size(small)
     if args.json:
         _print_json(
             {
                 "model": source.name,
-                "method": args.method,
+                "method": method.name,
                 "scheme": report.scheme,
                 "bits_per_weight": size.bits_per_weight,
                 "size_bytes": size.total,
@@ -197,6 +210,58 @@ def _quantize(args: argparse.Namespace) -> None:
     else:
         print(report)
         print(f"wrote {args.out}: {size.total / 1e6:.2f} MB of tensors")
+
+
+def _quantize_gguf(args: argparse.Namespace) -> None:
+    from qlab.gguf import GGUFFile
+    from qlab.gguf.convert import to_gguf
+    from qlab.gguf.mixes import get_mix
+    from qlab.sources import load
+
+    mix = get_mix(args.scheme or "q4_k_m")
+    if Path(args.out).suffix != ".gguf":
+        raise QlabError(f"scheme '{mix.name}' makes a GGUF file: give --out FILE.gguf")
+    if args.method or args.calibration:
+        raise QlabError(
+            "GGUF chooses codes by its own search: leave out --method and --calibration, "
+            "and give what the inputs look like with --imatrix"
+        )
+    _check_new(args)
+    importance = None
+    if args.imatrix:
+        from qlab.gguf.imatrix import read_imatrix
+
+        importance = read_imatrix(args.imatrix)
+    source = load(args.source)
+    to_gguf(
+        source.model,
+        source.tokenizer,
+        args.out,
+        mix.name,
+        importance,
+        name=Path(source.name).name.removesuffix(".gguf"),
+        progress=not args.json,
+    )
+    with GGUFFile(args.out) as file:
+        bits, size, count = file.bits_per_weight, file.size, len(file.tensors)
+    if args.json:
+        _print_json(
+            {
+                "model": source.name,
+                "method": None,
+                "scheme": mix.name,
+                "bits_per_weight": bits,
+                "size_bytes": size,
+                "out": str(args.out),
+            }
+        )
+    else:
+        print(f"wrote {args.out}: {count} tensors, {bits:.3f} bits per weight, {size / 1e6:.2f} MB")
+
+
+def _check_new(args: argparse.Namespace) -> None:
+    if Path(args.out).exists() and not args.overwrite:
+        raise QlabError(f"'{args.out}' exists already: choose another --out, or add --overwrite")
 
 
 def _eval(args: argparse.Namespace) -> None:

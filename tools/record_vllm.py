@@ -24,6 +24,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,10 +36,10 @@ STORIES = 12
 FOLDERS = {
     "full": (None, None, None, None),
     "gptq-int4": ("gptq", "int4-g128-sfp16", None, "gptq"),
-    "gptq-int4-v2": ("gptq", "int4-asym-g128-sfp16", None, "gptq_v2"),
-    "awq-int4": ("rtn", "int4-asym-g128-sfp16", None, "awq"),
-    "packed-int4": ("gptq", "int4-g128", None, "compressed-tensors"),
-    "packed-int4-channel": ("rtn", "int4-channel", None, "compressed-tensors"),
+    "gptq-int4-v2": ("gptq", "int4-g128-sfp16", None, "gptq_v2"),
+    "awq-int4": ("awq", "int4-asym-g128-sfp16", None, "awq"),
+    "packed-int4": ("gptq", "int4-g128-sfp16", None, "compressed-tensors"),
+    "packed-int4-channel": ("rtn", "int4-channel-sfp16", None, "compressed-tensors"),
     "w8a8-dynamic": ("rtn", "int8-channel", "int8-token", "compressed-tensors"),
     "w8a8-static": ("smoothquant", "int8-channel", "int8-tensor", "compressed-tensors"),
 }
@@ -88,7 +89,13 @@ def measure(out: Path) -> None:
     for name in FOLDERS:
         done = out / f"{name}.json"
         if not done.exists():
-            subprocess.run([sys.executable, __file__, "one", str(out), name], check=False)
+            command = [sys.executable, __file__, "one", str(out), name]
+            run = subprocess.run(command, check=False, capture_output=True, text=True)
+            print(run.stdout[-300:], flush=True)
+            if not done.exists():
+                said = re.findall(r"(?:what\(\):|\w*Error:) *(.{1,200})", run.stderr)
+                reason = said[-1] if said else f"exit code {run.returncode}"
+                done.write_text(json.dumps({"vllm": None, "refused": reason}))
 
 
 def one(out: Path, name: str) -> None:
@@ -99,7 +106,9 @@ def one(out: Path, name: str) -> None:
 
     llm = vllm.LLM(
         model=str(out / name),
-        dtype="float32",
+        # Its kernels for the CPU take no float32 where weights are quantized; float16 keeps scales
+        # as the files have them.
+        dtype="float32" if name == "full" else "float16",
         max_model_len=512,
         enforce_eager=True,
     )
@@ -126,7 +135,7 @@ def record(out: Path) -> None:
     rows = {}
     for name, row in about["folders"].items():
         file = out / f"{name}.json"
-        theirs = json.loads(file.read_text()) if file.exists() else {"vllm": None, "version": None}
+        theirs = json.loads(file.read_text()) if file.exists() else {"vllm": None}
         rows[name] = {**row, **theirs}
     RECORD.parent.mkdir(parents=True, exist_ok=True)
     text = {

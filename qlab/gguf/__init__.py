@@ -4,7 +4,9 @@ The algorithms follow ggml-quants.c of llama.cpp (MIT licence), so that the byte
 """
 
 from qlab.gguf.blocks import BLOCK_TYPES, BlockType, block_type
+from qlab.gguf.convert import to_gguf
 from qlab.gguf.errors import GGUFError
+from qlab.gguf.load import load_gguf
 from qlab.gguf.quantize import dequantize, quantize
 from qlab.gguf.reader import GGUFFile, Tensor
 from qlab.gguf.writer import GGUFWriter
@@ -18,5 +20,7 @@ __all__ = [
     "Tensor",
     "block_type",
     "dequantize",
+    "load_gguf",
     "quantize",
+    "to_gguf",
 ]

@@ -53,8 +53,7 @@ def quantize(
     weights = _importance(importance, n, kind)
     if not kind.can_encode:
         raise QlabError(f"{kind.name} can be read but not written here: choose another type")
-    if engine not in ("auto", "numpy", "numba"):
-        raise QlabError(f"no engine {engine!r}: choose auto, numpy or numba")
+    _check_engine(engine)
     out = np.empty((int(np.prod(x.shape[:-1])), row_bytes), np.uint8)
     rows = x.reshape(len(out), n)
     if out.size:
@@ -72,12 +71,15 @@ def quantize(
     return out.reshape(*x.shape[:-1], row_bytes)
 
 
-def dequantize(data: Any, name: str) -> Array:
+def dequantize(
+    data: Any, name: str, *, engine: Engine = "auto", threads: int | None = None
+) -> Array:
     """The weights that the bytes stand for.
 
     Args:
         data: uint8 (..., row_bytes).
         name: the block type.
+        engine, threads: as for ``quantize``.
 
     Returns: float32 (..., n).
 
@@ -95,9 +97,16 @@ def dequantize(data: Any, name: str) -> Array:
             f"a row of {data.shape[-1]} bytes is not whole {kind.name} blocks of "
             f"{kind.block_bytes}: check the type"
         )
+    _check_engine(engine)
     n = data.shape[-1] // kind.block_bytes * kind.block_size
     blocks = data.reshape(-1, kind.block_bytes)
     out = np.empty((len(blocks), kind.block_size), np.float32)
+    decoder = None if engine == "numpy" else _decoder(kind)
+    if decoder is not None:
+        decoder(blocks, out, threads)
+        return out.reshape(*data.shape[:-1], n)
+    if engine == "numba":
+        raise QlabError(f"{kind.name} has no compiled dequantizer: use engine 'numpy'")
     step = max(1, _CHUNK // kind.block_size)
     with np.errstate(all="ignore"):
         for i in range(0, len(blocks), step):
@@ -116,6 +125,17 @@ def _kernel(kind: type[BlockType]) -> Any:
     from qlab.kernels.cpu import gguf_quantize
 
     return gguf_quantize.kernel(kind.name)
+
+
+def _decoder(kind: type[BlockType]) -> Any:
+    from qlab.kernels.cpu import gguf_quantize
+
+    return gguf_quantize.decoder(kind.name)
+
+
+def _check_engine(engine: str) -> None:
+    if engine not in ("auto", "numpy", "numba"):
+        raise QlabError(f"no engine {engine!r}: choose auto, numpy or numba")
 
 
 def _floats(x: Any, what: str) -> Array:

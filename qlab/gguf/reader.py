@@ -115,7 +115,7 @@ class GGUFFile:
             where[key] = (kind, scan.at)
             self.types[key] = scan.skip(kind)
         self.metadata: Mapping[str, Any] = _Metadata(self._map, where)
-        self.alignment = self._alignment()
+        self.alignment = self._alignment(where)
         self.tensors: dict[str, Tensor] = self._tensors(scan, n_tensors)
 
     def __enter__(self) -> GGUFFile:
@@ -137,13 +137,14 @@ class GGUFFile:
         weights = sum(t.size for t in self.tensors.values())
         return 8 * sum(t.nbytes for t in self.tensors.values()) / weights if weights else np.nan
 
-    def _alignment(self) -> int:
-        if "general.alignment" not in self.types:
+    def _alignment(self, where: dict[str, tuple[int, int]]) -> int:
+        if "general.alignment" not in where:
             return DEFAULT_ALIGNMENT
         value = self.metadata["general.alignment"]
         if self.types["general.alignment"] != "uint32" or not value or value & (value - 1):
             raise GGUFError(
-                f"general.alignment is {value!r:.40}: it must be a power of two, uint32"
+                f"general.alignment is {value!r:.40}: it must be a power of two, uint32",
+                where["general.alignment"][1],
             )
         return int(value)
 
@@ -294,7 +295,24 @@ class _Scan:
             array = np.frombuffer(self.file, dtype, n, self.at).copy()
             self.at += array.nbytes
             return array.astype(bool) if inner == values.BOOL else array
+        if inner == values.STRING:
+            return self._texts(n)
         return [self.value(inner) for _ in range(n)]
+
+
+    def _texts(self, n: int) -> list[str]:
+        """Strings that ``skip`` has been over: a vocabulary, so again no function calls."""
+        file, at, unpack, found = self.file, self.at, _U64.unpack_from, []
+        try:
+            for _ in range(n):
+                at += 8
+                end = at + unpack(file, at - 8)[0]
+                found.append(file[at:end].decode())
+                at = end
+        except UnicodeDecodeError:
+            raise GGUFError(f"a string is not UTF-8: {file[at : at + 20]!r}", at) from None
+        self.at = at
+        return found
 
 
 class _Metadata(Mapping[str, Any]):

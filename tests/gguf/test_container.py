@@ -1,8 +1,11 @@
 """The reader and the writer: what was written is read; what is broken is refused, and where."""
 
 import ctypes
-import os
+import resource
+import signal
 import struct
+import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
@@ -272,7 +275,7 @@ def test_broken_files_are_refused(tmp_path, name):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 100_000  # whatever length the file claims; objects of the parser take some
-    assert "alignment" in name or 0 <= error.value.offset <= len(data)
+    assert 0 <= error.value.offset <= len(data)
 
 
 def test_text_that_is_not_utf8_fails_where_it_is_read(tmp_path):
@@ -304,76 +307,6 @@ def touch(path):
         inspect(found)
 
 
-EXTREME = [0, 1, 2, 7, 8, 9, 12, 13, 2**31, 2**32 - 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1]
-
-
-def mutate(data, rng):
-    """One to four small harms: bits, bytes, numbers, cuts, repeats."""
-    out = bytearray(data)
-    for _ in range(rng.integers(1, 5)):
-        if not out:
-            break
-        at = int(rng.integers(len(out)))
-        harm = rng.integers(7)
-        if harm == 0:
-            out[at] ^= 1 << int(rng.integers(8))
-        elif harm == 1:
-            out[at] = int(rng.integers(256))
-        elif harm == 2:
-            out[at : at + 8] = struct.pack("<Q", EXTREME[rng.integers(len(EXTREME))])
-        elif harm == 3:
-            out[at : at + 4] = struct.pack("<I", EXTREME[rng.integers(len(EXTREME))] & 0xFFFFFFFF)
-        elif harm == 4:
-            del out[at:]
-        elif harm == 5:
-            del out[at : at + int(rng.integers(1, 20))]
-        else:
-            piece = out[at : at + int(rng.integers(1, 60))]
-            to = int(rng.integers(len(out)))
-            out[to:to] = piece
-    return bytes(out)
-
-
-def fuzz(tmp_path, count, seed):
-    path = tmp_path / "seed.gguf"
-    with GGUFWriter(path) as out:
-        for key, (value, kind) in VALUES.items():
-            out.add(key, value, kind)
-        out.add("general.alignment", 32, "uint32")
-        out.add("llama.block_count", 1)
-        out.add("tokenizer.ggml.tokens", ["a", "b"])
-        out.add_weights("token_embd.weight", np.ones((2, 1), np.float32), "F32")
-        out.add_weights("a", np.ones((2, 32), np.float32), "Q4_0")
-        out.add_weights("b", np.ones((1, 256), np.float32), "Q2_K")
-        out.add_weights("c", np.ones((1, 2, 3), np.float32), "F32")
-    data = path.read_bytes()
-    rng = np.random.default_rng(seed)
-    # In memory where there is such a place: the disk is not what is tested.
-    place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else str(tmp_path)
-    harmed = os.path.join(place, f"qlab-fuzz-{os.getpid()}.gguf")
-    refused = 0
-    try:
-        for _ in range(count):
-            with open(harmed, "wb") as out:
-                out.write(mutate(data, rng))
-            try:
-                touch(harmed)
-            except GGUFError:
-                refused += 1
-    finally:
-        os.unlink(harmed)
-    assert 0.2 * count < refused < count  # harms in data leave a right file
-
-
-def test_mutated_files_are_read_or_refused(tmp_path):
-    fuzz(tmp_path, 30_000, seed=0)
-
-
-@pytest.mark.slow
-def test_100_000_mutated_files(tmp_path):
-    fuzz(tmp_path, 100_000, seed=1)
-
-
 def test_a_file_of_random_bytes_behind_the_magic(tmp_path):
     rng = np.random.default_rng(2)
     path = tmp_path / "a.gguf"
@@ -403,6 +336,53 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, weights):
     with pytest.raises(GGUFError, match="bytes"), GGUFWriter(path) as out:
         out.add_tensor("t", (2, 256), "Q4_K", np.zeros(144, np.uint8))
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_ctrl_c_leaves_nothing(tmp_path, weights):
+    def interrupted():
+        yield quantize(weights[:3], "Q4_K")
+        raise KeyboardInterrupt
+
+    path = tmp_path / "a.gguf"
+    path.write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt), GGUFWriter(path) as out:
+        out.add_tensor("t", weights.shape, "Q4_K", interrupted)
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_leaves_nothing(tmp_path):
+    """The system refuses to let the file grow beyond 100 kB, in the midst of a tensor."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, old[1]))
+    try:
+        with pytest.raises(QlabError, match="free some space"), GGUFWriter(tmp_path / "a") as out:
+            out.add_tensor("t", (50_000,), "F32", np.zeros(200_000, np.uint8))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_killed_while_it_writes(tmp_path):
+    """Nothing can clean up then, and still there is no file of the name, and the old one stays."""
+    code = """
+import os, signal, sys
+import numpy as np
+from qlab.gguf import GGUFWriter
+
+def killed():
+    yield np.zeros(4096, np.uint8)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+for name in sys.argv[1:]:
+    with GGUFWriter(name) as out:
+        out.add_tensor("t", (2048,), "F32", killed)
+"""
+    new, old = tmp_path / "new.gguf", tmp_path / "old.gguf"
+    old.write_bytes(b"old")
+    for path in (new, old):
+        done = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+        assert done.returncode == -signal.SIGKILL
+    assert not new.exists() and old.read_bytes() == b"old"
 
 
 def test_tensors_are_made_one_at_a_time(tmp_path):

@@ -97,22 +97,44 @@ def test_random_arrays_of_every_spread(name):
             assert np.array_equal(got, expected(x, name, importance))
 
 
-@pytest.mark.parametrize("name", [n for n in COMPILED + PLAIN + GRIDS if not n.startswith("Q8_")])
-def test_any_bytes_are_read_alike(name):
+READ = [n for n in COMPILED + PLAIN + GRIDS if n not in ("Q8_1", "Q8_K")]
+
+
+@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("engine", ["numpy", "auto"])
+def test_any_bytes_are_read_alike(name, engine):
     """NaN for NaN, and otherwise the same bits: an infinite scale gives both."""
     kind = gguf.block_type(name)
     rng = np.random.default_rng(5)
     data = rng.integers(0, 256, (64, 4 * kind.block_bytes), dtype=np.uint8)
     data[0], data[1] = 0, 255
-    got, want = gguf.dequantize(data, name), llamacpp.dequantize(data, kind.type_id)
+    got = gguf.dequantize(data, name, engine=engine)
+    want = llamacpp.dequantize(data, kind.type_id)
     same = (got.view(np.uint32) == want.view(np.uint32)) | (np.isnan(got) & np.isnan(want))
     assert same.all()
 
 
-def test_q8_0_bytes_are_read_alike():
-    data = np.random.default_rng(5).integers(0, 256, (64, 4 * 34), dtype=np.uint8)
-    got, want = gguf.dequantize(data, "Q8_0"), llamacpp.dequantize(data, 8)
-    assert np.array_equal(got, want, equal_nan=True)
+@pytest.mark.parametrize("name", ["F16", "BF16"])
+def test_all_halves_are_read_alike(name):
+    data = np.arange(1 << 16, dtype="<u2").view(np.uint8)[None]
+    got = gguf.dequantize(data, name, engine="numba")
+    want = llamacpp.dequantize(data, gguf.block_type(name).type_id)
+    same = (got.view(np.uint32) == want.view(np.uint32)) | (np.isnan(got) & np.isnan(want))
+    assert same.all()
+
+
+@pytest.mark.parametrize("name", [*COMPILED, "F16", "BF16"])
+def test_compiled_dequantizers_take_any_shape(name):
+    """One block, none, many dimensions, and enough for threads; all as the code to read."""
+    kind = gguf.block_type(name)
+    rng = np.random.default_rng(6)
+    many = 3 * (1 << 16) // kind.block_size + 1
+    for shape in [(1,), (0, 1), (2, 0, 3), (3, 2, 1, 5), (many, 1)]:
+        data = rng.integers(0, 256, (*shape[:-1], shape[-1] * kind.block_bytes), dtype=np.uint8)
+        want = gguf.dequantize(data, name, engine="numpy")
+        for threads in (1, 3):
+            got = gguf.dequantize(data, name, engine="numba", threads=threads)
+            assert np.array_equal(got, want, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "IQ4_NL", "Q4_0"])

@@ -1,4 +1,4 @@
-"""The compiled quantizers by name, and their division among threads.
+"""The compiled quantizers and dequantizers by name, and their division among threads.
 
 Chapter: GGUF, byte by byte.
 """
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qlab.kernels.cpu import gguf_decode
 from qlab.kernels.cpu.gguf_iq4 import encode_iq4
 from qlab.kernels.cpu.gguf_k import encode_affine, encode_q3_k, encode_q6_k
 from qlab.kernels.cpu.gguf_simple import all_finite, encode_affine_32, encode_q8_0, encode_symmetric
@@ -34,6 +35,23 @@ _KERNELS: dict[str, tuple[Callable[..., None], tuple[int, ...], int]] = {
     "Q6_K": (encode_q6_k, (), 256),
     "IQ4_NL": (encode_iq4, (32,), 32),
     "IQ4_XS": (encode_iq4, (256,), 256),
+}
+# name: (kernel, its last arguments)
+_DECODERS: dict[str, tuple[Callable[..., None], tuple[int, ...]]] = {
+    "F16": (gguf_decode.decode_f16, ()),
+    "BF16": (gguf_decode.decode_bf16, ()),
+    "Q4_0": (gguf_decode.decode_symmetric, (8,)),
+    "Q5_0": (gguf_decode.decode_symmetric, (16,)),
+    "Q4_1": (gguf_decode.decode_affine_32, (15,)),
+    "Q5_1": (gguf_decode.decode_affine_32, (31,)),
+    "Q8_0": (gguf_decode.decode_q8_0, ()),
+    "Q2_K": (gguf_decode.decode_q2_k, ()),
+    "Q3_K": (gguf_decode.decode_q3_k, ()),
+    "Q4_K": (gguf_decode.decode_affine, (4,)),
+    "Q5_K": (gguf_decode.decode_affine, (5,)),
+    "Q6_K": (gguf_decode.decode_q6_k, ()),
+    "IQ4_NL": (gguf_decode.decode_iq4, (32,)),
+    "IQ4_XS": (gguf_decode.decode_iq4, (256,)),
 }
 _MIN_WEIGHTS = 1 << 16  # for a thread of its own
 
@@ -62,13 +80,37 @@ def kernel(name: str) -> Callable[[Array, Array | None, Array, int | None], bool
             function(a, weights, b, *extra)
             return True
 
-        wanted = threads or len(os.sched_getaffinity(0))
-        count = max(1, min(wanted, len(x), x.size // _MIN_WEIGHTS))
-        if count == 1:
-            return part(slice(0, len(x)))
-        edges = np.linspace(0, len(x), count + 1).astype(int)
-        parts = [slice(a, b) for a, b in itertools.pairwise(edges)]
-        with ThreadPoolExecutor(count) as pool:
-            return all(pool.map(part, parts))
+        return all(in_threads(part, len(x), x.size, threads))
 
     return run
+
+
+def decoder(name: str) -> Callable[[Array, Array, int | None], None] | None:
+    """The compiled dequantizer of a type, or None: called with (blocks, out, threads)."""
+    if name not in _DECODERS:
+        return None
+    function, extra = _DECODERS[name]
+
+    def run(data: Array, out: Array, threads: int | None) -> None:
+        if name in ("F16", "BF16"):
+            data, out = data.reshape(-1).view("<u2"), out.reshape(-1)
+
+        def part(blocks: slice) -> None:
+            function(data[blocks], out[blocks], *extra)
+
+        in_threads(part, len(data), out.size, threads)
+
+    return run
+
+
+def in_threads(
+    part: Callable[[slice], Any], count: int, weights: int, threads: int | None
+) -> list[Any]:
+    """What ``part`` returns for slices of ``count`` things that hold so many weights in all."""
+    wanted = threads or len(os.sched_getaffinity(0))
+    pieces = max(1, min(wanted, count, weights // _MIN_WEIGHTS))
+    if pieces == 1:
+        return [part(slice(0, count))]
+    edges = np.linspace(0, count, pieces + 1).astype(int)
+    with ThreadPoolExecutor(pieces) as pool:
+        return list(pool.map(part, [slice(a, b) for a, b in itertools.pairwise(edges)]))
