@@ -22,7 +22,7 @@ export QLAB_CACHE ?= $(CURDIR)/_build/.cache
 export GOMP_SPINCOUNT ?= 3000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test check test-library test-book notebooks lab lock format clean
+.PHONY: help setup book test check test-library test-book test-llama notebooks lab lock format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
@@ -56,6 +56,11 @@ test-library: $(INSTALLED)
 test-book: book
 	@tools/browser.sh
 	$(PYTEST) --nbval book tests -m "(chapter or site or speed) and not gpu"
+
+# Compiles llama.cpp, which takes minutes; not part of `make test`.
+test-llama: $(INSTALLED)  ## llama-cpp-python on the files that qlab writes
+	$(BIN)/python -m pip install --quiet -e ".[llama]"
+	$(PYTEST) tests/llama
 
 notebooks: $(INSTALLED)  ## write notebooks/*.ipynb for Colab from the chapters
 	@$(BIN)/python tools/make_notebooks.py

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from qlab.cli_gguf import add_imatrix
 from qlab.errors import QlabError
 
 
@@ -74,6 +75,17 @@ def _parser() -> argparse.ArgumentParser:
         "q8_0, q5_k_s (default: q4_k_m)",
     )
     c.add_argument("--calibration", metavar="FILE.txt", help="text for methods that need data")
+    c.add_argument(
+        "--activations",
+        metavar="SCHEME",
+        help="quantize the inputs of layers too: int8-token (dynamic), int8-asym-tensor (static)",
+    )
+    c.add_argument(
+        "--format",
+        default="qlab",
+        help="of the folder: qlab (default), gptq, gptq_v2, awq, compressed-tensors",
+    )
+    c.add_argument("--resume", metavar="DIR", help="keep finished blocks here, and go on from them")
     c.add_argument("--imatrix", metavar="FILE", help="importance matrix, for GGUF")
     c.add_argument("--out", required=True, metavar="OUT", help="folder, or FILE.gguf, to write")
     c.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
@@ -85,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         "Measure perplexity, size and speed of a model.",
         "qlab eval small --reference story --json",
     )
-    c.add_argument("source", metavar="SRC", help="story, a model folder, or a hub id")
+    c.add_argument("source", metavar="SRC", help="story, a model folder, a GGUF file, or a hub id")
     _measuring(c)
     c.add_argument("--reference", metavar="SRC", help="model to compute the KL divergence to")
 
@@ -95,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         "Quantize a model in several ways and measure each.",
         "qlab compare story --methods rtn --schemes int8-channel,int4-g128,int3-g128",
     )
-    c.add_argument("source", metavar="SRC", help="story, a model folder, or a hub id")
+    c.add_argument("source", metavar="SRC", help="story, a model folder, a GGUF file, or a hub id")
     c.add_argument("--methods", default="rtn", help="names, separated by commas")
     c.add_argument("--schemes", default="int8-channel,int4-g128,int3-g128", help="separated by ,")
     _measuring(c)
@@ -106,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         "Let a model tell a story.",
         'qlab tell story --prompt "Once upon a time" --max-tokens 120',
     )
-    c.add_argument("source", metavar="SRC", help="story, a model folder, or a hub id")
+    c.add_argument("source", metavar="SRC", help="story, a model folder, a GGUF file, or a hub id")
     c.add_argument("--prompt", default="Once upon a time", help="how the story begins")
     c.add_argument("--max-tokens", type=int, default=200, help="at most this many (default: 200)")
     c.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
@@ -116,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     c = add("doctor", _doctor, "Show versions, CPU features, GPU and engines.", "qlab doctor")
     c.add_argument("--json", action="store_true", help="print one JSON object")
 
-    gguf = commands.add_parser("gguf", help="Look into GGUF files.")
+    gguf = commands.add_parser("gguf", help="Look into GGUF files; compute importance matrices.")
     gguf_commands = gguf.add_subparsers(required=True, metavar="COMMAND")
     c = gguf_commands.add_parser(
         "inspect",
@@ -140,6 +152,8 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("a", metavar="A", help="a GGUF file")
     c.add_argument("b", metavar="B", help="another")
     c.add_argument("--json", action="store_true", help="print one JSON object")
+
+    add_imatrix(gguf_commands)
 
     story = commands.add_parser("story", help="Train a storyteller.")
     c = story.add_subparsers(required=True, metavar="COMMAND").add_parser(
@@ -176,12 +190,16 @@ def _quantize(args: argparse.Namespace) -> None:
     from qlab import quantize_model
     from qlab.core import Scheme
     from qlab.evaluate import model_size
-    from qlab.export import save_folder
+    from qlab.export import FORMATS, save_folder, save_foreign
     from qlab.methods import get_method
     from qlab.sources import load
 
     method, scheme = get_method(args.method or "rtn"), args.scheme or "int4-g128"
     Scheme.parse(scheme)  # bad words are refused before a large model is read
+    if args.activations:
+        Scheme.parse(args.activations)
+    if args.format not in ("qlab", *FORMATS):
+        raise QlabError(f"unknown --format '{args.format}': there are qlab, {', '.join(FORMATS)}")
     if args.imatrix:
         raise QlabError("--imatrix is for GGUF: add --out FILE.gguf, or use --calibration")
     _check_new(args)
@@ -189,12 +207,21 @@ def _quantize(args: argparse.Namespace) -> None:
     calibration = None
     if args.calibration:
         calibration = _tokens(source, _read_text(args.calibration))
-    elif method.needs_calibration:
+    elif method.needs_calibration or args.activations:
         calibration = source.calibration()
     small, report = quantize_model(
-        source.model, method.name, scheme, calibration, progress=not args.json
+        source.model,
+        method.name,
+        scheme,
+        calibration,
+        activations=args.activations,
+        resume=args.resume,
+        progress=not args.json,
     )
-    save_folder(small, source.tokenizer, args.out, method=method.name, overwrite=args.overwrite)
+    if args.format == "qlab":
+        save_folder(small, source.tokenizer, args.out, method=method.name, overwrite=args.overwrite)
+    else:
+        save_foreign(small, source.tokenizer, args.out, args.format, overwrite=args.overwrite)
     size = model_size(small)
     if args.json:
         _print_json(
@@ -221,10 +248,11 @@ def _quantize_gguf(args: argparse.Namespace) -> None:
     mix = get_mix(args.scheme or "q4_k_m")
     if Path(args.out).suffix != ".gguf":
         raise QlabError(f"scheme '{mix.name}' makes a GGUF file: give --out FILE.gguf")
-    if args.method or args.calibration:
+    if args.method or args.calibration or args.activations or args.resume or args.format != "qlab":
         raise QlabError(
-            "GGUF chooses codes by its own search: leave out --method and --calibration, "
-            "and give what the inputs look like with --imatrix"
+            "GGUF chooses codes by its own search: leave out --method, --calibration, "
+            "--activations, --resume and --format, and give what the inputs look like with "
+            "--imatrix"
         )
     _check_new(args)
     importance = None
@@ -408,6 +436,13 @@ def _measure(
 
     size = model_size(model)
     schemes = {layer.scheme.name for _, layer in quant_layers(model)}
+    bits, nbytes = size.bits_per_weight, size.total
+    if source.name.endswith(".gguf"):
+        # Its weights were read into floating point: what counts is the file.
+        from qlab.gguf import GGUFFile
+
+        with GGUFFile(source.name) as file:
+            bits, nbytes = file.bits_per_weight, file.size
     kl = None
     if reference is not None:
         kl = divergence(reference, model, source.tokenizer, texts, args.context).kl
@@ -417,8 +452,8 @@ def _measure(
         "scheme": "+".join(sorted(schemes)) or None,
         "perplexity": perplexity(model, source.tokenizer, texts, args.context, args.stride),
         "kl": kl,
-        "bits_per_weight": size.bits_per_weight,
-        "size_bytes": size.total,
+        "bits_per_weight": bits,
+        "size_bytes": nbytes,
         "tokens_per_second": tokens_per_second(model),
     }
 
@@ -447,8 +482,15 @@ def _tokens(source: Any, text: str) -> list[Any]:
 
     from qlab.evaluate.perplexity import cut
 
-    context = int(getattr(source.model.config, "max_position_embeddings", 2048))
-    return [torch.tensor([w.ids]) for w in cut(source.tokenizer, text, min(context, 2048))]
+    context = min(2048, int(getattr(source.model.config, "max_position_embeddings", 2048)))
+    windows = cut(source.tokenizer, text, context)
+    tokens = sum(len(w.ids) for w in windows)
+    if tokens < context:
+        raise QlabError(
+            f"the calibration text has {tokens} tokens, fewer than one window of {context}: "
+            "give a longer text"
+        )
+    return [torch.tensor([w.ids]) for w in windows]
 
 
 def _words(value: str, option: str) -> list[str]:

@@ -189,3 +189,25 @@ def test_the_hub_without_a_network_is_one_sentence(capsys, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     err = refused(capsys, "eval", "nobody/no-such-model")
     assert "could not be fetched" in err and "go online" in err
+
+
+def test_quantize_writes_the_formats_of_others(tmp_path, capsys):
+    out = tmp_path / "story-gptq"
+    words = ["quantize", "story", "--method", "gptq", "--scheme", "int4-g128-sfp16", "--json"]
+    assert cli.main([*words, "--format", "gptq", "--out", str(out)]) == 0
+    assert json.loads(capsys.readouterr().out)["method"] == "gptq"
+    config = json.loads((out / "config.json").read_text())
+    assert config["quantization_config"]["quant_method"] == "gptq"
+    assert cli.main([*words, "--format", "gptk", "--out", str(tmp_path / "other")]) == 2
+    assert "gptq_v2" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_short_calibration_text_is_refused(tmp_path, capsys):
+    text = tmp_path / "short.txt"
+    text.write_text("Once upon a time there was a fox.")
+    words = ["quantize", "story", "--method", "gptq", "--calibration", str(text)]
+    assert cli.main([*words, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "fewer than one window of 512" in error
+    assert error.count("\n") == 1
