@@ -437,7 +437,7 @@ def _measure(
     size = model_size(model)
     schemes = {layer.scheme.name for _, layer in quant_layers(model)}
     bits, nbytes = size.bits_per_weight, size.total
-    if source.name.endswith(".gguf"):
+    if source.name.endswith(".gguf") and not schemes:
         # Its weights were read into floating point: what counts is the file.
         from qlab.gguf import GGUFFile
 

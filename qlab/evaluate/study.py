@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import qlab
+from qlab.evaluate.perplexity import TextScore, score_texts
 from qlab.files import new_file
 
 
@@ -33,12 +34,15 @@ class Configuration:
     Attributes:
         name: what the table shows.
         method: such as ``rtn``; None for the model as it is.
-        scheme: such as ``int4-channel``; None for the model as it is.
+        scheme: such as ``int4-channel``, or a mix of GGUF, such as ``q4_k_m`` (then without a
+            method); None for the model as it is.
+        activations: scheme of the layers' inputs, such as ``int8-token``; None leaves them.
     """
 
     name: str
     method: str | None = None
     scheme: str | None = None
+    activations: str | None = None
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,14 @@ class Row:
         bits_per_weight: of the quantized layers, metadata counted; None for the baseline.
         memory_bytes: bytes of the model's tensors as they are held.
         disk_bytes: bytes of the folder's safetensors file.
-        tokens_per_second: greedy decoding with qlab's reference kernel, one sequence.
+        tokens_per_second: greedy decoding with qlab's reference kernel, one sequence; None for
+            GGUF, whose weights were restored to floating point.
         rougeL_baseline, bleu_baseline: greedy continuations against the baseline's.
         rougeL_human, bleu_human: greedy continuations against the human endings.
         continuations: the greedy continuation of each opening.
+        scores: negative log-likelihood (nats) and number of tokens of each validation text, for
+            the bootstrap.
+        activations: scheme of the layers' inputs, or None.
     """
 
     name: str
@@ -65,12 +73,19 @@ class Row:
     bits_per_weight: float | None
     memory_bytes: int
     disk_bytes: int
-    tokens_per_second: float
+    tokens_per_second: float | None
     rougeL_baseline: float
     bleu_baseline: float
     rougeL_human: float
     bleu_human: float
     continuations: list[str]
+    scores: list[tuple[float, int]]
+    activations: str | None = None
+
+    @property
+    def text_scores(self) -> list[TextScore]:
+        """``scores`` as ``perplexity_ratio`` takes them."""
+        return [TextScore(nll, tokens) for nll, tokens in self.scores]
 
 
 def split_opening(text: str, sentences: int = 2) -> tuple[str, str]:
@@ -167,35 +182,64 @@ def _measure(
     baseline: list[str],
     max_tokens: int,
 ) -> Row:
-    from qlab.evaluate import divergence, model_size, overlap, perplexity, tokens_per_second
+    from qlab.evaluate import divergence, model_size, overlap, tokens_per_second
 
-    model = source.model
-    if configuration.scheme:
-        model, _ = qlab.quantize_model(
-            source.model, configuration.method or "rtn", configuration.scheme, source.calibration()
-        )
+    model, file_bits, file_bytes = _quantized(source, configuration)
     size = model_size(model)
     said = continue_greedily(model, source.tokenizer, [o for o, _ in cuts], max_tokens)
     near, human = overlap(said, baseline), overlap(said, [rest for _, rest in cuts])
     kl = None
     if configuration.scheme:
         kl = divergence(source.model, model, source.tokenizer, texts).kl
+    scores = score_texts(model, source.tokenizer, texts)
+    tokens = sum(s.tokens for s in scores)
     return Row(
         name=configuration.name,
         method=configuration.method,
         scheme=configuration.scheme,
-        perplexity=perplexity(model, source.tokenizer, texts),
+        perplexity=math.exp(sum(s.nll for s in scores) / tokens),
         kl=kl,
-        bits_per_weight=size.bits_per_weight,
-        memory_bytes=size.total,
-        disk_bytes=_disk_bytes(model, source.tokenizer),
-        tokens_per_second=tokens_per_second(model, tokens=20, repeats=2),
+        bits_per_weight=size.bits_per_weight if file_bits is None else file_bits,
+        memory_bytes=size.total if file_bytes is None else file_bytes,
+        disk_bytes=_disk_bytes(model, source.tokenizer) if file_bytes is None else file_bytes,
+        tokens_per_second=tokens_per_second(model, tokens=20, repeats=2)
+        if file_bytes is None
+        else None,
         rougeL_baseline=near.rougeL,
         bleu_baseline=near.bleu,
         rougeL_human=human.rougeL,
         bleu_human=human.bleu,
         continuations=said,
+        scores=[(s.nll, s.tokens) for s in scores],
+        activations=configuration.activations,
     )
+
+
+def _quantized(source: Any, configuration: Configuration) -> tuple[Any, float | None, int | None]:
+    """The model; of GGUF, which becomes a file and is read back, bits per weight and bytes too."""
+    from qlab.gguf.mixes import is_mix
+
+    if not configuration.scheme:
+        return source.model, None, None
+    if not configuration.method and is_mix(configuration.scheme):
+        from qlab.gguf import GGUFFile
+        from qlab.gguf.convert import to_gguf
+        from qlab.gguf.load import load_gguf
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.gguf"
+            to_gguf(source.model, source.tokenizer, path, configuration.scheme)
+            with GGUFFile(path) as file:
+                bits, nbytes = file.bits_per_weight, file.size
+            return load_gguf(path)[0], bits, nbytes
+    model, _ = qlab.quantize_model(
+        source.model,
+        configuration.method or "rtn",
+        configuration.scheme,
+        source.calibration(),
+        activations=configuration.activations,
+    )
+    return model, None, None
 
 
 def _disk_bytes(model: Any, tokenizer: Any) -> int:
