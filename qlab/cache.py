@@ -76,7 +76,8 @@ class OffsetTensor:
         s, m = (gran.expand(p.float(), block) for p in (self.scale, self.minimum))
         dtype = getattr(torch, self.dtype)
         limit = min(torch.finfo(dtype).max, torch.finfo(torch.float32).max)
-        return (codes * s + m).clamp(-limit, limit).reshape(self.shape).to(dtype)
+        x: torch.Tensor = (codes * s + m).clamp(-limit, limit)
+        return x.reshape(self.shape).to(dtype)
 
     @property
     def nbytes(self) -> int:
@@ -109,7 +110,9 @@ def quantize_offset(x: torch.Tensor, scheme: str | Scheme) -> OffsetTensor:
     if not bool((torch.isfinite(low) & torch.isfinite(high)).all()):
         raise QlabError("keys or values are not finite: look for the layer that made them so")
     top = 2**fmt.bits - 1
-    s = high / top - low / top  # each divided first: their difference may overflow
+    span = high - low
+    # Where the difference overflows, each is divided first.
+    s = torch.where(span.isfinite(), span / top, high / top - low / top)
     _, _, smallest, largest = SCALE_DTYPES[scheme.scale_word]
     s = torch.where(high == low, torch.ones_like(s), s.clamp(smallest, largest))
     dtype = torch.float16 if scheme.scale_word == "sfp16" else torch.float32
@@ -200,7 +203,7 @@ class QuantizedStates:
             self.stored = replace(q, **parts, shape=(len(indices), *q.shape[1:]))
 
 
-class QuantizedLayer(CacheLayerMixin):  # type: ignore[misc]
+class QuantizedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """The cache of one layer: its keys and its values, as transformers' attention calls it.
 
     Chapter: The cache.
@@ -211,7 +214,7 @@ class QuantizedLayer(CacheLayerMixin):  # type: ignore[misc]
     def __init__(
         self, key_scheme: Scheme | None, value_scheme: Scheme | None, residual: int, zero: str
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.key_states = QuantizedStates(key_scheme, residual, zero)
         self.value_states = QuantizedStates(value_scheme, residual, zero)
 
@@ -273,7 +276,7 @@ class QuantizedLayer(CacheLayerMixin):  # type: ignore[misc]
             self.batch_select_indices(batch.repeat_interleave(repeats))
 
 
-class QuantizedCache(Cache):  # type: ignore[misc]
+class QuantizedCache(Cache):
     """Keys and values in few bits: ``model.generate(ids, past_key_values=QuantizedCache(config))``.
 
     Args:
@@ -311,7 +314,7 @@ class QuantizedCache(Cache):  # type: ignore[misc]
             other = sorted(set(kinds) - {"full_attention"})
             raise QlabError(f"the cache knows layers of full attention, not {', '.join(other)}")
         keys, values = _checked(key_scheme, config), _checked(value_scheme, config)
-        layers = [
+        layers: list[Any] = [
             QuantizedLayer(keys, values, residual, zero) for _ in range(config.num_hidden_layers)
         ]
         super().__init__(layers=layers)
@@ -336,6 +339,28 @@ def cache_bytes(config: Any, tokens: int, bits: float = 16) -> float:
 
 
 @torch.no_grad()
+def cached_logits(model: Any, ids: torch.Tensor, cache: Cache, chunk: int = 1) -> torch.Tensor:
+    """What a model predicts after each token, read ``chunk`` tokens at a time through a cache.
+
+    Args:
+        ids: token ids, int64 (batch, tokens).
+        cache: an empty one, or one that has read what comes before; it grows.
+
+    Returns: logits, float32 (batch, tokens, vocabulary).
+
+    Raises: QlabError for a chunk below 1.
+
+    Chapter: The cache.
+    """
+    if chunk < 1:
+        raise QlabError(f"chunk {chunk}: read at least 1 token at a time")
+    parts = [
+        model(input_ids=part, past_key_values=cache, use_cache=True).logits.float()
+        for part in torch.split(ids, chunk, dim=1)
+    ]
+    return torch.cat(parts, dim=1)
+
+
 def cache_perplexity(
     model: Any,
     tokenizer: Any,
@@ -361,8 +386,6 @@ def cache_perplexity(
     """
     from qlab.nn import dequantize_model
 
-    if chunk < 1:
-        raise QlabError(f"chunk {chunk}: read at least 1 token at a time")
     texts = [texts] if isinstance(texts, str) else list(texts)
     limit = context or int(model.config.max_position_embeddings)
     windows = [w for text in texts for w in cut(tokenizer, text, limit)]
@@ -384,17 +407,12 @@ def _chunked_loss(model: Any, windows: list[Window], cache: Cache, chunk: int) -
     for i, window in enumerate(windows):
         ids[i, : len(window.ids)] = torch.tensor(window.ids)
         scored[i, len(window.ids) - window.scored : len(window.ids)] = True
-    total = 0.0
     # Padding comes last, where it can be in no block that a token before it sees.
-    for start in range(0, longest - 1, chunk):
-        end = min(start + chunk, longest - 1)
-        part = ids[:, start:end].to(model.device)
-        logits = model(input_ids=part, past_key_values=cache, use_cache=True).logits.float()
-        loss = torch.nn.functional.cross_entropy(
-            logits.transpose(1, 2), ids[:, start + 1 : end + 1].to(logits.device), reduction="none"
-        )
-        total += float(loss[scored[:, start + 1 : end + 1]].double().sum())
-    return total
+    logits = cached_logits(model, ids[:, :-1].to(model.device), cache, chunk)
+    loss = torch.nn.functional.cross_entropy(
+        logits.transpose(1, 2), ids[:, 1:].to(logits.device), reduction="none"
+    )
+    return float(loss[scored[:, 1:]].double().sum())
 
 
 def _checked(scheme: str | Scheme | None, config: Any) -> Scheme | None:
@@ -423,8 +441,10 @@ def _params(q: Any) -> list[str]:
 
 
 def _joined(a: Any, b: Any) -> Any:
-    """The tokens of ``a``, then those of ``b`` (QTensor or OffsetTensor). Codes are packed within a token, so nothing is
-    packed anew."""
+    """The tokens of ``a``, then those of ``b``, both QTensor or OffsetTensor.
+
+    Codes are packed within a token, so nothing is packed anew.
+    """
     parts = {"packed": torch.cat([a.packed, b.packed], dim=-2)}
     if a.scheme.granularity.kind != "tensor":
         for name in _params(a):

@@ -1,6 +1,7 @@
 """The quantized cache: KIVI's arithmetic, what stays exact, bytes, and how it grows."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from qlab.cache import (
 )
 from qlab.core import Scheme
 from tests.models import random_model
+from tools.record_kv_cache import KINDS, OUT, digest, states
 
 seeds = st.integers(0, 2**32 - 1)
 WAYS = ["int4-asym-b8x1", "int2-asym-g8-sfp16", "int3-asym-token", "int8-g8-sfp16", "nf4-g8"]
@@ -54,13 +56,29 @@ def test_the_arithmetic_is_kivis(seed, bits, size, shift, keys):
     word = f"int{bits}-asym-" + ("b8x1" if keys else "g4")
     q = quantize_offset(x, word)
     codes, restored = kivi(x, bits, *((-2, 8) if keys else (-1, 4)))
-    # (high - low) / top here, high / top - low / top there: some last bits of the scale differ,
-    # which moves a code only where it lies on a tie.
-    apart = q.codes.float() != codes
-    assert apart.float().mean() < 0.02
-    s = q.scale.repeat_interleave(8, -2) if keys else q.scale.repeat_interleave(4, -1)
-    slack = 1e-5 * s + 1e-6 * x.abs()
-    assert ((q.dequantize() - restored).abs() <= torch.where(apart, 1.01 * s, 256 * slack)).all()
+    assert torch.equal(q.codes.float(), codes) and torch.equal(q.dequantize(), restored)
+
+
+def test_codes_are_those_of_quanto():
+    """Recorded from transformers' QuantizedCache by tools/record_kv_cache.py.
+
+    Its axis 0, the default, cuts along the channels of a token; axis -1 along tokens.
+    """
+    record = json.loads(OUT.read_text(encoding="utf-8"))
+    assert {(r["kind"], r["bits"], r["axis"]) for r in record["results"]} == {
+        (kind, bits, axis) for kind in KINDS for bits in (2, 4) for axis in (0, -1)
+    }
+    for r in record["results"]:
+        cut = "g64" if r["axis"] == 0 else "b64x1"
+        q = quantize_offset(states(r["kind"]), f"int{r['bits']}-asym-{cut}")
+        assert digest(q.codes) == r["codes"], r
+        # Sums of float64; a constant channel has a scale of its own in quanto.
+        assert float(q.dequantize().double().square().sum()) == pytest.approx(
+            r["restored"], rel=1e-6
+        )
+        assert float(q.minimum.double().abs().sum()) == pytest.approx(r["shift"], rel=1e-6)
+        if (r["kind"], r["axis"]) != ("constant", -1):
+            assert float(q.scale.double().abs().sum()) == pytest.approx(r["scale"], rel=1e-6)
 
 
 @settings(max_examples=60, deadline=None)
@@ -132,7 +150,8 @@ def read(model, cache, chunk, ids=IDS):
 def test_a_residual_that_holds_all_changes_nothing(kind):
     model = of(kind)
     for chunk in (1, 7, 40):
-        ours, theirs = QuantizedCache(model.config, residual=40), DynamicCache()
+        ours = QuantizedCache(model.config, "int4-asym-b8x1", "int4-asym-g8", residual=40)
+        theirs = DynamicCache()
         assert torch.equal(read(model, ours, chunk), read(model, theirs, chunk))
         assert ours.get_seq_length() == 40
         for a, b in zip(ours.layers, theirs.layers, strict=True):
@@ -214,7 +233,7 @@ def test_bytes_are_counted():
         read(model, cache, 5)
         keys = heads * size * (32 * bits / 8 + 8 * 4)
         assert cache.nbytes == 2 * layers * (keys + heads * size * 40 * 4)  # two sequences
-    cache = QuantizedCache(model.config, residual=40)
+    cache = QuantizedCache(model.config, None, None)
     read(model, cache, 40)
     assert cache.nbytes == 2 * cache_bytes(model.config, 40, 32)
     assert cache_bytes(transformers.GPT2Config(), 1024) == 2 * 12 * 768 * 1024 * 2
@@ -225,11 +244,11 @@ def test_bytes_are_counted():
 @pytest.mark.parametrize("word", ["int4-asym-b8x1", "int4-asym-g8", "fp8_e4m3-tensor", "int8-g8"])
 def test_sequences_can_be_chosen(word):
     x = draw(1, 3, 2, 21, 8)
-    states = QuantizedStates(Scheme.parse(word), 2)
-    states.append(x)
-    before, order = states.read(), torch.tensor([2, 0, 0])
-    states.select(order)
-    assert torch.equal(states.read(), before[order])
+    kept = QuantizedStates(Scheme.parse(word), 2)
+    kept.append(x)
+    before, order = kept.read(), torch.tensor([2, 0, 0])
+    kept.select(order)
+    assert torch.equal(kept.read(), before[order])
 
 
 def test_recent_tokens_can_be_taken_back():
@@ -254,16 +273,16 @@ def test_fp8_is_that_of_transformers():
             theirs.update(chunk, chunk * 3, 0)
             ours.update(chunk, chunk * 3, 0)
     layer = theirs.layers[0]
-    for states, q in (
+    for kept, q in (
         (ours.layers[0].key_states, layer._quantized_keys),
         (ours.layers[0].value_states, layer._quantized_values),
     ):
         clear = q[0].float().isfinite()  # torch's cast overflows to NaN; ours saturates
-        same = states.stored.codes[clear] == q[0].view(torch.uint8)[clear]
+        same = kept.stored.codes[clear] == q[0].view(torch.uint8)[clear]
         # One divides by the scale, the other multiplies by its inverse: ties may fall apart.
         assert same.float().mean() > 0.99
         torch.testing.assert_close(
-            states.stored.scale.reshape(()), q[1].reshape(()), rtol=1e-6, atol=0
+            kept.stored.scale.reshape(()), q[1].reshape(()), rtol=1e-6, atol=0
         )
 
 

@@ -82,6 +82,29 @@ def inputs(tokens=96):
     return (rng.standard_normal((tokens, 64)) * np.exp(rng.standard_normal(64))).astype(np.float32)
 
 
+def lesson():
+    """The layer of the chapter: weight (16, 64) and inputs (40, 64), float32, by NumPy."""
+    rng = np.random.default_rng(0)
+    w, x = rng.standard_normal((16, 64)), rng.standard_normal((40, 64))
+    return w.astype(np.float32), (x * np.exp(rng.standard_normal(64))).astype(np.float32)
+
+
+def run_lesson():
+    """A layer that is its own judge, 3 bits in groups of 32: name -> array."""
+    w, x = (torch.from_numpy(a) for a in lesson())
+    layer = torch.nn.Linear(64, 16, bias=False)
+    layer.weight.data = w.clone()
+    own_state(layer)
+    one = quantizer(3, GROUP, True)
+    losses = []
+    one._compute_loss = lambda *args: (
+        losses.append(type(one)._compute_loss(one, *args)) or losses[-1]
+    )
+    module = torch.nn.ModuleDict({"layer": layer})
+    scales = one._search_best_scale(module, layer, [layer], x[None])[2]
+    return {"lesson losses": np.array(losses), "lesson scales": scales.numpy()}
+
+
 def small_llama():
     """A Llama of two blocks with every number from NumPy, and token ids int64 (4, 24).
 
@@ -211,6 +234,7 @@ def main():
             one = quantizer(bits, GROUP, True)
             w, x = torch.from_numpy(matrix(kind, 64)), torch.from_numpy(inputs())
             found[f"clip {kind} {bits}"] = one._compute_best_clip(w, x).squeeze(-1).numpy()
+    found.update(run_lesson())
     for bits, duo in MODELS:
         run = run_model(bits, duo, weights=(bits, duo) == MODELS[0])
         found.update({f"model {bits} {duo} {name}": value for name, value in run.items()})

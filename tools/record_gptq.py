@@ -42,7 +42,8 @@ class Case:
         settings: of the tool.
         columns: in_features.
         kind: of the inputs: ``plain``, ``dead`` (some are always zero), ``few`` (fewer samples
-            than features, so that the Hessian is singular), or ``chapter`` (what the book shows).
+            than features, so that the Hessian is singular), ``chapter`` (what the book
+            shows) or ``positive`` (no weight below zero).
     """
 
     name: str
@@ -73,6 +74,7 @@ CASES = {
         Case("order, channel", "int3-full-channel", ORDER, {"desc_act": True}),
         Case("dead inputs", "int4-full-g128", BLOCK, kind="dead"),
         Case("few samples", "int4-full-g128", BLOCK, kind="few"),
+        Case("positive", "int4-full-channel", BLOCK, kind="positive"),
         Case("chapter", "int4-full-g16", BLOCK, columns=48, kind="chapter"),
         Case("gptaq", "int4-full-g128", {**BLOCK, "alpha": 0.25}),
         Case("gptaq, order", "int3-full-g64", {**ORDER, "alpha": 0.25},
@@ -105,7 +107,8 @@ def case_inputs(case: Case) -> dict[str, np.ndarray]:
     """
     if case.kind == "chapter":
         rng = np.random.default_rng(0)
-        x = rng.integers(-4, 5, (256, 48)) + 3 * rng.integers(-2, 3, (256, 1))
+        x = rng.integers(-3, 4, (256, 6)) @ rng.integers(-1, 2, (6, 48))
+        x += rng.integers(-1, 2, x.shape)
         w = rng.standard_normal((6, 48)).astype(np.float32)
         return {"weight": w, "x": x.astype(np.float32), "full": x.astype(np.float32)}
     rng = np.random.default_rng(sum(case.name.encode()) + case.columns)
@@ -119,6 +122,8 @@ def case_inputs(case: Case) -> dict[str, np.ndarray]:
     w = 0.05 * rng.standard_normal((ROWS, case.columns))
     w[0], w[1], w[2] = 0, -0.03, 1e-30 * w[2]
     w[3, case.columns // 3] = 4
+    if case.kind == "positive":
+        w = np.abs(w)
     return {"weight": w.astype(np.float32), "x": x.astype(np.float32),
             "full": full.astype(np.float32)}  # fmt: skip
 

@@ -10,7 +10,7 @@ Then, from the root of the project:
 
     .venv/bin/python tools/record_vllm.py make exported          # folders, tokens, qlab's figures
     vllm-env/bin/python tools/record_vllm.py measure exported    # vLLM's figures of each folder
-    .venv/bin/python tools/record_vllm.py record exported        # into tests/export/data/vllm.json
+    .venv/bin/python tools/record_vllm.py record exported        # into qlab/records/vllm.json
 
 Both compute the mean negative log-likelihood of the same token ids. A test compares the record with
 the weights that are shipped, so it has to be made anew when they change.
@@ -30,7 +30,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-RECORD = ROOT / "tests" / "export" / "data" / "vllm.json"
+RECORD = ROOT / "qlab" / "records" / "vllm.json"
 STORIES = 12
 # name -> (method, scheme, activations, format)
 FOLDERS = {
@@ -93,7 +93,8 @@ def measure(out: Path) -> None:
             run = subprocess.run(command, check=False, capture_output=True, text=True)
             print(run.stdout[-300:], flush=True)
             if not done.exists():
-                said = re.findall(r"(?:what\(\):|\w*Error:) *(.{1,200})", run.stderr)
+                said = re.findall(r"what\(\): *(.+)", run.stderr)
+                said = said or re.findall(r"^\w*Error: *(.+)", run.stderr, re.MULTILINE)
                 reason = said[-1] if said else f"exit code {run.returncode}"
                 done.write_text(json.dumps({"vllm": None, "refused": reason}))
 
@@ -107,8 +108,8 @@ def one(out: Path, name: str) -> None:
     llm = vllm.LLM(
         model=str(out / name),
         # Its kernels for the CPU take no float32 where weights are quantized; float16 keeps scales
-        # as the files have them.
-        dtype="float32" if name == "full" else "float16",
+        # as the files have them, and the kernels for 8-bit inputs want bfloat16.
+        dtype="float32" if name == "full" else "bfloat16" if "w8a8" in name else "float16",
         max_model_len=512,
         enforce_eager=True,
     )

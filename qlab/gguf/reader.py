@@ -299,7 +299,6 @@ class _Scan:
             return self._texts(n)
         return [self.value(inner) for _ in range(n)]
 
-
     def _texts(self, n: int) -> list[str]:
         """Strings that ``skip`` has been over: a vocabulary, so again no function calls."""
         file, at, unpack, found = self.file, self.at, _U64.unpack_from, []

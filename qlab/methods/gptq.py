@@ -203,7 +203,8 @@ def _columns(
         last = (i2 - 1) // width * width
         if params is None and options.when == "current" and i1 < last and i2 < last + width:
             i2 = min(last, n)  # a group that reaches beyond the block begins the next one
-        block = work[:, i1:i2].contiguous().numpy()
+        # A copy: the slice is ``work`` itself where there is one block.
+        block = work[:, i1:i2].clone(memory_format=torch.contiguous_format).numpy()
         ub, pb = u[i1:i2, i1:i2].contiguous().numpy(), p[i1:i2, i1:i2].contiguous().numpy()
         errors = torch.empty(rows, i2 - i1)
         for start, stop in _stretches(i1, i2, 0 if params else width):

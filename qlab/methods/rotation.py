@@ -187,5 +187,6 @@ def _turn_heads(attention: Any, config: Any) -> None:
     size = attention.head_dim
     turn = random_rotation(size, 1)
     values, heads = config.num_key_value_heads, config.num_attention_heads
-    _multiply(attention.v_proj, left=torch.block_diag(*[turn] * values))
-    _multiply(attention.o_proj, right=torch.block_diag(*[turn.T] * heads))
+    blocks: Any = torch.block_diag
+    _multiply(attention.v_proj, left=blocks(*[turn] * values))
+    _multiply(attention.o_proj, right=blocks(*[turn.T] * heads))

@@ -187,6 +187,24 @@ def test_bad_input(x, name, importance, says):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", [k for k in ENCODE if k not in ("F32", "F16", "BF16")])
+def test_what_is_not_finite_is_found_anywhere(name):
+    """Each kind, alone in a matrix, with and without importance; the largest float is finite."""
+    rng = np.random.default_rng(8)
+    kinds = np.array([0x7F800000, 0xFF800000, 0x7F800001, 0xFF800001, 0x7FC00000, 0xFFFFFFFF])
+    largest = np.float32(3.4028235e38)
+    for importance in (None, np.ones(512, np.float32)):
+        for value in kinds.astype(np.uint32).view(np.float32):
+            x = rng.normal(size=(3, 512)).astype(np.float32)
+            x[rng.integers(3), rng.integers(512)] = value
+            with pytest.raises(QlabError, match="NaN or infinity"):
+                quantize(x, name, importance)
+        for value in (largest, -largest):
+            x = rng.normal(size=(3, 512)).astype(np.float32)
+            x[rng.integers(3), rng.integers(512)] = value
+            assert quantize(x, name, importance).size
+
+
 def test_more_bad_input():
     with pytest.raises(QlabError, match="no compiled"):
         quantize(np.zeros((1, 128)), "Q1_0", engine="numba")
@@ -198,6 +216,10 @@ def test_more_bad_input():
         dequantize(np.zeros((1, 18)), "Q4_0")
     with pytest.raises(QlabError, match="uint8"):
         dequantize(np.uint8(3), "Q4_0")
+    with pytest.raises(QlabError, match="no compiled"):
+        dequantize(np.zeros((1, 18), np.uint8), "Q1_0", engine="numba")
+    with pytest.raises(QlabError, match="engine"):
+        dequantize(np.zeros((1, 18), np.uint8), "Q4_0", engine="cuda")
 
 
 def test_every_type_says_how_it_lies():

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qlab import QlabError, cli_gguf
+from qlab import QlabError
+from qlab.cli import main
 from qlab.gguf import GGUFError, GGUFFile, GGUFWriter, quantize
 from qlab.gguf.imatrix import (
     Entry,
@@ -302,39 +303,29 @@ def test_paths_and_formats(small, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def command(*args):
-    """The command by itself, as ``qlab gguf imatrix`` calls it."""
-    import argparse
-
-    parser = argparse.ArgumentParser()
-    cli_gguf.add_imatrix(parser.add_subparsers())
-    parsed = parser.parse_args(["imatrix", *map(str, args)])
-    parsed.run(parsed)
-
-
 def test_the_command(tmp_path, capsys):
-    from transformers import PreTrainedTokenizerFast
-
     words = tokenizer()
-    assert isinstance(words, PreTrainedTokenizerFast)
     folder, text = tmp_path / "model", tmp_path / "some.txt"
     seeded_model("odder", num_hidden_layers=1).save_pretrained(folder)
     words.save_pretrained(folder)
     text.write_text(" ".join(PROMPTS) + "\n", encoding="utf-8")
     out = tmp_path / "a.dat"
     capsys.readouterr()
-    command(folder, "--text", text, "--chunk", 20, "--out", out, "--json")
+    made = ["gguf", "imatrix", str(folder), "--out", str(out)]
+    assert main([*made, "--text", str(text), "--chunk", "20", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     found = read_imatrix(out)
     assert said["matrices"] == len(found) == 7 and said["chunks"] == found.chunks
     assert said["tokens"] == 20 * said["chunks"] and said["chunk_size"] == 20
     assert found.datasets == ("some.txt",)
-    with pytest.raises(QlabError, match="exists already"):
-        command(folder, "--out", out)
-    with pytest.raises(QlabError, match="--chunk cuts a text"):
-        command(folder, "--chunk", 20, "--out", tmp_path / "b")
-    with pytest.raises(QlabError, match="at most 512"):
-        command(folder, "--text", text, "--chunk", 1000, "--out", tmp_path / "b")
-    command(folder, "--out", out, "--overwrite", "--format", "gguf", "--output-matrix")
+    for more, says in [
+        ([], "exists already"),
+        (["--overwrite", "--chunk", "20"], "--chunk cuts a text"),
+        (["--overwrite", "--text", str(text), "--chunk", "1000"], "at most 512"),
+    ]:
+        assert main([*made, *more]) == 2
+        error = capsys.readouterr().err
+        assert says in error and error.count("\n") == 1
+    assert main([*made, "--overwrite", "--format", "gguf", "--output-matrix"]) == 0
     assert "7 matrices" in capsys.readouterr().out  # tied: no output matrix of its own
     assert out.read_bytes()[:4] == b"GGUF"

@@ -80,6 +80,18 @@ def test_blocks_change_nothing_but_rounding(block_size):
     assert loss(w, other, stats.hessian) == pytest.approx(loss(w, one, stats.hessian), rel=0.01)
 
 
+@pytest.mark.parametrize("columns", [32, 128])
+def test_scales_of_the_block_are_static_within_the_first_block(columns):
+    """Whether the block is the whole weight or not."""
+    w, stats = layer(16, columns)
+    q = gptq(w, stats, "int4-g16", GptqOptions(scales="block", block_size=32))
+    static = gptq(w, stats, "int4-g16", GptqOptions(scales="static", block_size=32))
+    now = gptq(w, stats, "int4-g16", GptqOptions(block_size=32))
+    assert torch.equal(q.codes[:, :32], static.codes[:, :32])
+    assert torch.equal(q.scale[:, :2], qlab.quantize(w, "int4-g16").scale[:, :2])
+    assert not torch.equal(q.scale[:, 1], now.scale[:, 1])
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_without_correlations_it_is_rounding_to_nearest(scheme):
     """A diagonal Hessian: no column can pay for another. So all codes are quantize's own."""

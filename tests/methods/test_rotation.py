@@ -8,8 +8,9 @@ from hypothesis import given, settings
 
 import qlab
 from qlab.methods.hadamard import hadamard, random_rotation
-from qlab.methods.rotation import rotate
+from qlab.methods.rotation import RotationOptions, rotate
 from qlab.nn import linear_layers
+from qlab.outliers import inject_outliers
 from tests.models import random_model
 
 ORDERS = [1, 2, 4, 8, 12, 20, 24, 28, 36, 48, 64, 256, 576, 768]
@@ -103,17 +104,42 @@ def test_a_feature_that_stands_out_no_longer_does():
     assert largest(rotate(model)) < 0.7 * largest(model)
 
 
-def test_four_bit_inputs_survive_rotation_better():
+@pytest.fixture(scope="module")
+def four_bits():
+    """Perplexity in W4A4 of the storyteller, or of one with outliers that computes the same."""
     story = qlab.story.load()
-    texts = story.validation()[:8]
-    plain, _ = qlab.quantize_model(story.model, "rtn", "int4-channel", activations="int4-token")
-    turned, report = qlab.quantize_model(
-        story.model, "rotation", "int4-channel", activations="int4-token"
-    )
-    assert report.method == "rotation"
-    a = qlab.perplexity(plain, story.tokenizer, texts)
-    b = qlab.perplexity(turned, story.tokenizer, texts)
-    assert b < 0.9 * a, (a, b)
+    texts = story.validation()[:2]
+    far = inject_outliers(story.model, story.calibration()[:1], [3, 77, 150, 200], 64.0)
+
+    def measure(method, options=None, *, spoiled=False):
+        small, report = qlab.quantize_model(
+            far if spoiled else story.model,
+            method,
+            "int4-channel",
+            activations="int4-token",
+            options=options,
+        )
+        assert report.method == method
+        return qlab.perplexity(small, story.tokenizer, texts)
+
+    return measure
+
+
+def test_rotation_mends_outliers_that_a_norm_makes(four_bits):
+    """Measured: without rotation 1e19, with it 75, as for the storyteller itself."""
+    turned = four_bits("rotation", spoiled=True)
+    assert turned < 0.2 * four_bits("rtn", spoiled=True)
+    # Folding the norms takes the factors back (powers of two: exactly), so the rest is the same.
+    assert turned == pytest.approx(four_bits("rotation"), rel=1e-4)
+
+
+def test_the_storytellers_outliers_stand_before_down_proj(four_bits):
+    """Measured: 77 without rotation, 70 to 80 with the seeds 0 to 2, and 51 to 57 with down_proj's
+    input turned too. What the norms pass on has hardly any outliers, so turning it alone changes
+    little either way."""
+    plain = four_bits("rtn")
+    assert four_bits("rotation") < 1.3 * plain
+    assert four_bits("rotation", RotationOptions(online=True)) < 0.85 * plain
 
 
 def test_what_cannot_be_rotated_is_refused(tiny):

@@ -70,6 +70,12 @@ def test_the_same_is_learned(recorded, bits, group_size, steps):
     learned, losses = learn(w, LayerInputs.of(x), scheme, AutoRoundOptions(steps=steps))
     theirs = recorded[f"run {bits} {group_size} losses"]
     ours = np.array(losses) / (2 * record.ROWS)  # theirs is the mean over outputs too
-    print(np.abs(ours / theirs - 1).max())
-    found, scale = restored(_Grid(w, scheme, record.COLUMNS), learned)
-    print((found != recorded[f"run {bits} {group_size}"]).mean(), ours.min() / theirs.min())
+    # The same steps, hence the same losses, to the rounding of float32. Where a gradient is zero
+    # but for rounding its sign is chance, and a code flips back and forth for some steps.
+    np.testing.assert_allclose(ours[:10], theirs[:10], rtol=1e-5)
+    assert np.mean(np.abs(ours / theirs - 1) < 1e-5) >= 0.9
+    assert ours.min() == pytest.approx(theirs.min(), rel=1e-5)
+    found, _ = restored(_Grid(w, scheme, record.COLUMNS), learned)
+    # Their schedule multiplies the step by a factor each time: alpha differs in the last digit.
+    step = np.abs(found).max() / 2**bits
+    assert np.abs(found - recorded[f"run {bits} {group_size}"]).max() < 1e-3 * step

@@ -137,6 +137,25 @@ def test_compiled_dequantizers_take_any_shape(name):
             assert np.array_equal(got, want, equal_nan=True)
 
 
+@pytest.mark.parametrize("engine", ["numpy", "numba"])
+@pytest.mark.parametrize("name", [n for n in COMPILED if n.startswith(("Q4", "Q5", "Q8", "IQ"))])
+def test_ties(name, engine):
+    """The first of equals counts: the sign of the peak, and which of 0 and -0 is the minimum."""
+    rng = np.random.default_rng(7)
+    few = [
+        [0.0, -0.0],
+        [0.0, -0.0, 1.0],
+        [0.0, -0.0, -1.0],
+        [1.0, -1.0],
+        [-0.0, 1e-40, -1e-40, 3.0],
+    ]
+    rows = [rng.choice(np.array(v, np.float32), (40, 256)) for v in few]
+    # Half of a row of one kind, so that blocks differ in what they hold.
+    rows.append(np.where(rng.random((40, 256)) < 0.97, np.float32(-0.0), rows[1]))
+    x = np.concatenate(rows)
+    assert np.array_equal(gguf.quantize(x, name, engine=engine), expected(x, name))
+
+
 @pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "IQ4_NL", "Q4_0"])
 def test_threads_change_nothing(name):
     rng = np.random.default_rng(0)

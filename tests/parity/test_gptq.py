@@ -11,7 +11,7 @@ from qlab.core import Scheme
 from qlab.methods.gptq import GptqOptions, gptq
 from tools.record_gptq import CASES, DATA, TOOLS, case_inputs, fingerprint, moments
 
-ALL = [(tool, case) for tool in TOOLS for case in CASES[tool]]
+ALL = [(tool, case) for tool in TOOLS for case in CASES[tool] if case.kind != "positive"]
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +82,13 @@ def test_zero_difference(recorded, tool, case):
         assert not theirs["zero_point"].any()
     else:
         close(q.zero_point.numpy()[some].astype(int), theirs["zero_point"][some].astype(int))
+
+
+def test_gptqmodel_halves_the_scale_where_all_weights_are_positive(recorded):
+    """It mirrors the smallest weight, but only a negative one. qlab does not repeat that."""
+    case = next(c for c in CASES["gptqmodel"] if c.kind == "positive")
+    given = {k: torch.from_numpy(v) for k, v in case_inputs(case).items()}
+    q = gptq(given["weight"], LayerInputs.of(given["x"]), case.scheme)
+    halved = recorded["gptqmodel"][f"{case.name}/scale"]
+    np.testing.assert_array_equal(2 * halved[1:], q.scale.numpy()[1:])
+    assert int(recorded["gptqmodel"][f"{case.name}/codes"].max()) == 7

@@ -90,47 +90,57 @@ def decode_q8_0(data, out):
 
 
 @jit()
-def _six_bits(block, d, dmin, scales, lows):
-    """The scale of each sub-block, and its minimum with the sign turned: ``_k.unpack_six_bits``."""
+def _six_bits(block, scales, minima):
+    """``_k.unpack_six_bits``."""
     for s in range(4):
         a, b, c = i32(block[4 + s]), i32(block[8 + s]), i32(block[12 + s])
-        scales[s] = d * f32(i32(a & 63))
-        lows[s] = -(dmin * f32(i32(b & 63)))
-        scales[4 + s] = d * f32(i32((c & 15) | ((a >> 6) << 4)))
-        lows[4 + s] = -(dmin * f32(i32((c >> 4) | ((b >> 6) << 4))))
+        scales[s], minima[s] = i32(a & 63), i32(b & 63)
+        scales[4 + s] = i32((c & 15) | ((a >> 6) << 4))
+        minima[4 + s] = i32((c >> 4) | ((b >> 6) << 4))
 
 
 @jit()
-def decode_affine(data, out, bits):
-    """Q4_K (bits = 4) and Q5_K (bits = 5).
-
-    The minimum is added with its sign turned, which rounds as taking it off does.
-    """
+def decode_q4_k(data, out):
+    """Q4_K. The minimum is added with its sign turned, which rounds as taking it off does."""
+    s_int, m_int = np.empty(8, np.int32), np.empty(8, np.int32)
     scales, lows = np.empty(8, np.float32), np.empty(8, np.float32)
     for b in range(len(data)):
         block, w = data[b], out[b]
-        _six_bits(block, _half(block, 0), _half(block, 2), scales, lows)
-        high = block[16:48]
+        d, dmin = _half(block, 0), _half(block, 2)
+        _six_bits(block, s_int, m_int)
+        for s in range(8):
+            scales[s], lows[s] = d * f32(s_int[s]), -(dmin * f32(m_int[s]))
         for j in range(4):
-            at = 32 * j + (16 if bits == 4 else 48)
-            packed = block[at : at + 32]
+            packed = block[16 + 32 * j : 48 + 32 * j]
             first, second = w[64 * j : 64 * j + 32], w[64 * j + 32 : 64 * j + 64]
             scale, low = scales[2 * j], lows[2 * j]
             scale_2, low_2 = scales[2 * j + 1], lows[2 * j + 1]
-            if bits == 4:
-                for i in range(len(packed)):
-                    first[i] = f32(i32(packed[i] & 15)) * scale + low
-                for i in range(len(packed)):
-                    second[i] = f32(i32(packed[i] >> 4)) * scale_2 + low_2
-                continue
-            plane = i32(2 * j)
             for i in range(len(packed)):
-                fifth = i32(i32(i32(i32(high[i]) >> plane) & i32(1)) << i32(4))
-                first[i] = f32(i32(i32(packed[i] & 15) | fifth)) * scale + low
-            plane = i32(2 * j + 1)
+                first[i] = f32(i32(packed[i] & 15)) * scale + low
             for i in range(len(packed)):
-                fifth = i32(i32(i32(i32(high[i]) >> plane) & i32(1)) << i32(4))
-                second[i] = f32(i32(i32(packed[i] >> 4) | fifth)) * scale_2 + low_2
+                second[i] = f32(i32(packed[i] >> 4)) * scale_2 + low_2
+
+
+@jit()
+def decode_q5_k(data, out):
+    """Q5_K."""
+    s_int, m_int = np.empty(8, np.int32), np.empty(8, np.int32)
+    scales, lows = np.empty(8, np.float32), np.empty(8, np.float32)
+    for b in range(len(data)):
+        block, w = data[b], out[b]
+        d, dmin = _half(block, 0), _half(block, 2)
+        _six_bits(block, s_int, m_int)
+        for s in range(8):
+            scales[s], lows[s] = d * f32(s_int[s]), -(dmin * f32(m_int[s]))
+        high = block[16:48]
+        for s in range(8):
+            packed = block[48 + 32 * (s // 2) : 80 + 32 * (s // 2)]
+            scale, low, part = scales[s], lows[s], w[32 * s : 32 * s + 32]
+            shift = i32(4 * (s % 2))
+            for i in range(len(packed)):
+                fifth = i32(i32(i32(i32(high[i]) >> i32(s)) & i32(1)) << i32(4))
+                q = i32(i32(i32(i32(packed[i]) >> shift) & i32(15)) | fifth)
+                part[i] = f32(q) * scale + low
 
 
 @jit()

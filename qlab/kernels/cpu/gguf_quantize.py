@@ -22,7 +22,7 @@ from qlab.kernels.cpu.gguf_simple import all_finite, encode_affine_32, encode_q8
 Array = NDArray[Any]
 
 # name: (kernel, its last arguments, block size for kernels that take blocks, else 0 for rows)
-_KERNELS: dict[str, tuple[Callable[..., None], tuple[int, ...], int]] = {
+_KERNELS: dict[str, tuple[Callable[..., Any], tuple[int, ...], int]] = {
     "Q4_0": (encode_symmetric, (8,), 0),
     "Q5_0": (encode_symmetric, (16,), 0),
     "Q4_1": (encode_affine_32, (15,), 0),
@@ -47,8 +47,8 @@ _DECODERS: dict[str, tuple[Callable[..., None], tuple[int, ...]]] = {
     "Q8_0": (gguf_decode.decode_q8_0, ()),
     "Q2_K": (gguf_decode.decode_q2_k, ()),
     "Q3_K": (gguf_decode.decode_q3_k, ()),
-    "Q4_K": (gguf_decode.decode_affine, (4,)),
-    "Q5_K": (gguf_decode.decode_affine, (5,)),
+    "Q4_K": (gguf_decode.decode_q4_k, ()),
+    "Q5_K": (gguf_decode.decode_q5_k, ()),
     "Q6_K": (gguf_decode.decode_q6_k, ()),
     "IQ4_NL": (gguf_decode.decode_iq4, (32,)),
     "IQ4_XS": (gguf_decode.decode_iq4, (256,)),
@@ -72,12 +72,12 @@ def kernel(name: str) -> Callable[[Array, Array | None, Array, int | None], bool
 
         def part(rows: slice) -> bool:
             a, b = x[rows], out[rows]
+            if not block:  # these look for themselves
+                return bool(function(a, weights, b, *extra))
             if not all_finite(a):
                 return False
-            if block:
-                a = a.reshape(-1, block)
-                b = b.reshape(len(a), -1)
-            function(a, weights, b, *extra)
+            a = a.reshape(-1, block)
+            function(a, weights, b.reshape(len(a), -1), *extra)
             return True
 
         return all(in_threads(part, len(x), x.size, threads))

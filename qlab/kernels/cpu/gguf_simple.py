@@ -1,5 +1,10 @@
 """Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0 compiled; explained in ``qlab.gguf.blocks``.
 
+Loops over a block run to ``len`` of a slice and not to 32: the compiler would write a short loop of
+fixed length out, weight by weight, and then find no vectors in it. For the same reason largest and
+smallest values are found on the bits of floats: of integers the largest does not depend on the
+order, of floats it does (NaN, -0).
+
 Chapter: GGUF, byte by byte.
 """
 
@@ -20,6 +25,7 @@ from qlab.kernels.cpu.jit import jit
 f32, i32, u32, u8 = np.float32, np.int32, np.uint32, np.uint8
 _ZERO, _ONE, _HALF = f32(0), f32(1), f32(0.5)
 _LARGEST = f32(3.4028234663852886e38)
+_INFINITE = i32(0x7F800000)  # the bits of infinity; those of NaN lie above
 
 
 @jit()
@@ -29,7 +35,7 @@ def all_finite(x):
         largest = i32(0)
         for i in range(x.shape[1]):
             largest = max(largest, i32(f32(x[r, i]).view(np.int32) & i32(0x7FFFFFFF)))
-        if largest >= i32(0x7F800000):
+        if largest >= _INFINITE:
             return False
     return True
 
@@ -44,25 +50,18 @@ def _largest_bits(x):
 
 
 @jit()
-def _first_peak(x):
-    """The value that has the largest magnitude first; 0 for zeros.
-
-    As integers, the bits of positive floats are ordered by size, and as unsigned integers all
-    negative ones lie above and are too: two maxima that a vector unit finds. Only where they tie is
-    the first looked for.
-    """
-    up, down = i32(0), u32(0)
-    for i in range(32):
-        up = max(up, f32(x[i]).view(np.int32))
-        down = max(down, f32(x[i]).view(np.uint32))
-    below = i32(0) if down <= u32(0x80000000) else i32(down & u32(0x7FFFFFFF))
-    if up != below:
-        return i32(up).view(np.float32) if up > below else u32(down).view(np.float32)
-    peak = i32(up).view(np.float32)
-    for i in range(32):
+def _peak_of_tie(x, peak):
+    """The first of x whose magnitude is ``peak``."""
+    for i in range(len(x)):
         if abs(x[i]) == peak:
-            return f32(x[i]) if up > 0 else _ZERO
+            return f32(x[i])
     return _ZERO
+
+
+@jit()
+def _in_order(bits):
+    """The bits of a float as an integer that is ordered as the floats are; its own inverse."""
+    return i32(bits ^ i32(i32(bits >> i32(31)) & i32(0x7FFFFFFF)))
 
 
 @jit()
@@ -80,6 +79,12 @@ def _put_codes(codes, five, block, at):
 
 
 @jit()
+def _put_word(word, block, at):
+    for j in range(4):
+        block[at + j] = u8(u32(word >> u32(8 * j)) & u32(0xFF))
+
+
+@jit()
 def encode_symmetric(x, importance, out, n):
     """Q4_0 (n = 8) and Q5_0 (n = 16).
 
@@ -88,6 +93,9 @@ def encode_symmetric(x, importance, out, n):
         importance: float32 (columns,) or (0,) for none.
         out: uint8 (rows, row_bytes), written.
         n: half the number of codes.
+
+    Returns: whether all of x is finite; if not, ``out`` is not to be used. The largest bits tell,
+        and a look at x for that alone would take a tenth of the time.
     """
     rows, columns = x.shape
     five = n == 16
@@ -95,27 +103,46 @@ def encode_symmetric(x, importance, out, n):
     codes = np.empty(32, np.int32)
     if len(importance):
         _symmetric_searched(x, importance, out, i32(n), wide)
-        return
-    half_up = f32(n + 0.5)
+        return all_finite(x)
+    half_up, top = f32(n + 0.5), i32(2 * n - 1)
     for r in range(rows):
         for b in range(columns // 32):
             block, v = out[r, wide * b : wide * (b + 1)], x[r, 32 * b : 32 * (b + 1)]
-            peak = _first_peak(v)
+            # The value of largest magnitude. As integers, the bits of positive floats are ordered
+            # by size; as unsigned integers all negative ones lie above and are too.
+            up, down = i32(0), u32(0)
+            for i in range(len(v)):
+                up = max(up, f32(v[i]).view(np.int32))
+            for i in range(len(v)):
+                down = max(down, f32(v[i]).view(np.uint32))
+            below = i32(0) if down <= u32(0x80000000) else i32(down & u32(0x7FFFFFFF))
+            if max(up, below) >= _INFINITE:
+                return False
+            peak = i32(up).view(np.float32) if up > below else u32(down).view(np.float32)
+            if up == below:
+                peak = _peak_of_tie(v, i32(up).view(np.float32)) if up > 0 else _ZERO
             d = peak / f32(-n)
             put_half(block, 0, to_half(d))
             inverse = _ZERO if d == _ZERO else _ONE / d
-            if abs(inverse) <= _LARGEST and not five:
-                for i in range(16):
-                    low = min(i32(15), i32(v[i] * inverse + half_up))
-                    high = min(i32(15), i32(v[16 + i] * inverse + half_up))
-                    block[2 + i] = u8(i32(low | i32(high << i32(4))))
+            if abs(inverse) > _LARGEST:  # d so small that 1 / d is infinite: every cast gives 0
+                block[2:] = 0
                 continue
-            if abs(inverse) <= _LARGEST:
-                for i in range(32):
-                    codes[i] = min(i32(2 * n - 1), i32(v[i] * inverse + half_up))
-            else:  # d so small that 1 / d is infinite: in the C every cast gives 0
-                codes[:] = 0
-            _put_codes(codes, five, block, 2)
+            if not five:
+                packed = block[2:]
+                for i in range(len(packed)):
+                    low = min(top, i32(v[i] * inverse + half_up))
+                    high = min(top, i32(v[16 + i] * inverse + half_up))
+                    packed[i] = u8(i32(low | i32(high << i32(4))))
+                continue
+            for i in range(len(v)):
+                codes[i] = min(top, i32(v[i] * inverse + half_up))
+            fifth, packed = u32(0), block[6:]
+            for i in range(len(v)):
+                fifth = u32(fifth | u32(u32(codes[i] >> 4) << u32(i)))
+            _put_word(fifth, block, 2)
+            for i in range(len(packed)):
+                packed[i] = u8(i32(codes[i] & 15) | i32(i32(codes[16 + i] & 15) << i32(4)))
+    return True
 
 
 @jit()
@@ -154,31 +181,48 @@ def encode_affine_32(x, importance, out, n):
     wide = 24 if five else 20
     if len(importance):
         _affine_searched(x, importance, out, i32(n), wide)
-        return
-    codes = np.empty(32, np.int32)
+        return all_finite(x)
+    codes, top = np.empty(32, np.int32), i32(n)
     for r in range(rows):
-        for j in range(columns // 32):
-            block, v = out[r, wide * j : wide * (j + 1)], x[r, 32 * j : 32 * (j + 1)]
-            low, high = v[0], v[0]
-            for i in range(1, 32):
-                low = v[i] if v[i] < low else low
-                high = v[i] if v[i] > high else high
+        for b in range(columns // 32):
+            block, v = out[r, wide * b : wide * (b + 1)], x[r, 32 * b : 32 * (b + 1)]
+            least, most = i32(0x7FFFFFFF), i32(-0x80000000)
+            for i in range(len(v)):
+                least = min(least, _in_order(f32(v[i]).view(np.int32)))
+            for i in range(len(v)):
+                most = max(most, _in_order(f32(v[i]).view(np.int32)))
+            if most >= _INFINITE or least <= -_INFINITE - i32(1):  # minus infinity, in order
+                return False
+            low = i32(_in_order(least)).view(np.float32)
+            high = i32(_in_order(most)).view(np.float32)
+            if low == _ZERO or high == _ZERO:  # of 0 and -0 the C takes what comes first
+                low, high = v[0], v[0]
+                for i in range(1, 32):
+                    low = v[i] if v[i] < low else low
+                    high = v[i] if v[i] > high else high
             d = (high - low) / f32(n)
             put_half(block, 0, to_half(d))
             put_half(block, 2, to_half(low))
             inverse = _ZERO if d == _ZERO else _ONE / d
-            if inverse <= _LARGEST and d <= _LARGEST and not five:
-                for i in range(16):
-                    a = min(i32(15), i32((v[i] - low) * inverse + _HALF))
-                    b = min(i32(15), i32((v[16 + i] - low) * inverse + _HALF))
-                    block[4 + i] = u8(i32(a | i32(b << i32(4))))
+            if not (inverse <= _LARGEST and d <= _LARGEST):
+                block[4:] = 0  # 1 / d or the range is infinite: in the C every cast gives 0
                 continue
-            if inverse <= _LARGEST and d <= _LARGEST:
-                for i in range(32):
-                    codes[i] = min(i32(n), i32((v[i] - low) * inverse + _HALF))
-            else:  # 1 / d or the range is infinite: in the C every cast gives 0
-                codes[:] = 0
-            _put_codes(codes, five, block, 4)
+            if not five:
+                packed = block[4:]
+                for i in range(len(packed)):
+                    a = min(top, i32((v[i] - low) * inverse + _HALF))
+                    c = min(top, i32((v[16 + i] - low) * inverse + _HALF))
+                    packed[i] = u8(i32(a | i32(c << i32(4))))
+                continue
+            for i in range(len(v)):
+                codes[i] = min(top, i32((v[i] - low) * inverse + _HALF))
+            fifth, packed = u32(0), block[8:]
+            for i in range(len(v)):
+                fifth = u32(fifth | u32(u32(codes[i] >> 4) << u32(i)))
+            _put_word(fifth, block, 4)
+            for i in range(len(packed)):
+                packed[i] = u8(i32(codes[i] & 15) | i32(i32(codes[16 + i] & 15) << i32(4)))
+    return True
 
 
 @jit()
@@ -217,7 +261,10 @@ def encode_q8_0(x, importance, out):
     for r in range(rows):
         for b in range(columns // 32):
             block, v = out[r, 34 * b : 34 * (b + 1)], x[r, 32 * b : 32 * (b + 1)]
-            d = i32(_largest_bits(v)).view(np.float32) / f32(127)
+            largest = i32(_largest_bits(v))
+            if largest >= _INFINITE:
+                return False
+            d = largest.view(np.float32) / f32(127)
             put_half(block, 0, to_half(d))
             inverse = _ZERO if d == _ZERO else _ONE / d
             if inverse > _LARGEST:  # in the C every cast gives 0
@@ -230,3 +277,4 @@ def encode_q8_0(x, importance, out):
                 if abs(rest) >= _HALF:
                     whole += np.copysign(_ONE, scaled)
                 block[2 + i] = u8(np.int8(i32(whole)))
+    return True

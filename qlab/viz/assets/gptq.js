@@ -6,7 +6,7 @@ qlab.define("gptq", (root, data) => {
   const width = phone ? 390 : 640, left = phone ? 26 : 66, top = 30;
   const cell = (width - left - 6) / columns, high = phone ? 34 : 40;
   const state = { step: 0, way: 0, kind: 0 };
-  const ways = ["gptq", "rtn"], places = columns > 8 && phone ? 1 : 2;
+  const ways = ["gptq", "rtn"], places = phone ? 1 : 2;
   const grid = svgEl("svg", { viewBox: `0 0 ${width} ${top + rows * high + 26}`, role: "img",
     "aria-label": "Weights, a column for each input" });
   const plots = el("div"), read = qlab.readout();
@@ -14,7 +14,7 @@ qlab.define("gptq", (root, data) => {
   // The largest move in steps of the grid, over everything: colors then compare.
   const most = Math.max(...data.kinds.flatMap(k => ways.flatMap(w => k[w].change.flatMap(
     m => m.flatMap((r, i) => r.map(v => Math.abs(v) / data.steps[i]))))));
-  const signed = v => (v < 0 ? "−" : "") + Math.abs(v).toFixed(places);
+  const signed = v => (v.toFixed(places) < 0 ? "−" : "") + Math.abs(v).toFixed(places);
   let mark, plot;
   const drawPlot = () => {
     const kind = data.kinds[state.kind];
@@ -35,7 +35,7 @@ qlab.define("gptq", (root, data) => {
       grid.append(svgEl("text", { x: left + (j + 0.5) * cell, y: top - 10, "text-anchor": "middle",
         "font-weight": j === k - 1 ? 700 : 400 }, j + 1));
       for (let i = 0; i < rows; i++) {
-        const moved = change[k][i][j] / data.steps[i], value = data.weight[i][j] + change[k][i][j];
+        const moved = change[k][i][j] / data.steps[i], value = data.weight[i][j] / data.steps[i] + moved;
         const x = left + j * cell, y = top + i * high;
         grid.append(svgEl("rect", { x: x + 1, y: y + 1, width: cell - 2, height: high - 2, rx: 3,
           fill: moved < 0 ? colors[0] : colors[1], "fill-opacity": (0.85 * Math.abs(moved) / most).toFixed(3),
@@ -47,7 +47,7 @@ qlab.define("gptq", (root, data) => {
     for (let i = 0; i < rows; i++) grid.append(svgEl("text", { x: left - 8, y: top + (i + 0.5) * high + 5,
       "text-anchor": "end" }, phone ? i + 1 : `output ${i + 1}`));
     grid.append(svgEl("text", { x: left, y: top + rows * high + 20 },
-      phone ? "columns: inputs" : "columns: inputs; framed: done, its code; the others: weight as it stands"));
+      phone ? "columns: inputs; framed: done, the code" : "columns: inputs; framed: done, the code; else the weight now, in steps of its row"));
     mark.replaceChildren(...ways.map((w, i) => svgEl("circle", { cx: plot.x(k), fill: colors[i],
       cy: plot.y(data.kinds[state.kind][w].loss[k]), r: i === state.way ? 6 : 4 })));
     const last = data.kinds[state.kind], other = k ? last.rtn.loss[k] : 0;
@@ -73,12 +73,12 @@ qlab.define("gptq", (root, data) => {
     return b;
   };
   root.append(el("div", { class: "qfig-controls" }, control,
-    choice("Later columns", ["pay for the error (GPTQ)", "stay as they are (round to nearest)"], 0,
+    choice("Later columns", ["pay (GPTQ)", "stay (RTN)"], 0,
       v => { state.way = v; update(); }),
     choice("Inputs", data.kinds.map(k => k.name), 0, v => { state.kind = v; redraw(); }),
     el("div", {}, button("Back", -1), " ", button("Next column", 1))),
   grid, plots, read,
-  el("p", { class: "qfig-read" }, "Orange: the weight has grown; blue: it has shrunk; stronger: by more steps of its row. "
+  el("p", { class: "qfig-read" }, "Numbers: weights in steps of their row, and codes once they are rounded. Orange: moved up; blue: moved down. "
     + "Below, solid: with payment; dashed: round to nearest."));
   redraw();
 });

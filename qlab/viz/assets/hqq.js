@@ -34,8 +34,8 @@ qlab.define("hqq", (root, data) => {
     for (let q = 0; q <= top; q++) {
       const at = (q - now.z) * now.s;
       if (at < low - margin || at > high + margin) continue;
-      layer.append(svgEl("line", { x1: x(at), x2: x(at), y1: y(-0.8), y2: y(0.8), stroke: colors[0],
-        "stroke-opacity": 0.55, "stroke-width": 1 }));
+      layer.append(svgEl("line", { x1: x(at), x2: x(at), y1: y(-0.8), y2: y(0.8), stroke: colors[5],
+        "stroke-opacity": 0.9, "stroke-width": 1 }));
     }
     layer.append(svgEl("line", { class: "axis", x1: x(low - margin), x2: x(high + margin), y1: y(0), y2: y(0) }));
     const inside = v => Math.max(-0.8, Math.min(0.8, v));

@@ -1,0 +1,113 @@
+"""The figure of bit allocation: what Python computed is what the reader sees."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pytest
+
+import qlab
+from qlab.evaluate.allocation import Choice, frontier
+from qlab.viz.sensitivity import bit_budget
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+NAMES = [f"model.layers.{i}.{n}_proj" for i in range(3) for n in ("attn.q", "mlp.up", "mlp.down")]
+UNIFORM = {"int2-g32": (9 * 200, 0.9), "int4-g32": (9 * 400, 0.04)}
+
+
+def points():
+    choices = {
+        name: [Choice(f"int{b}-g32", 100 * b, (1 + i) * 0.3 * 4.0**-b) for b in (2, 3, 4)]
+        for i, name in enumerate(NAMES)
+    }
+    return frontier(choices)
+
+
+def measured():
+    return [p.cost * 1.25 for p in points()]
+
+
+def payload(picture):
+    text = re.search(r'<script type="application/json">(.*?)</script>', picture.markup, re.S)[1]
+    return json.loads(text)
+
+
+def test_the_data_are_those_of_the_allocations():
+    data = payload(bit_budget(points(), measured(), UNIFORM))
+    assert [s["bits"] for s in data["schemes"]] == [2, 3, 4]
+    assert data["rows"] == ["block 0", "block 1", "block 2"]
+    assert data["columns"] == ["q", "up", "down"]
+    for shown, point, kl in zip(data["points"], points(), measured(), strict=True):
+        assert shown["nbytes"] == point.nbytes
+        assert shown["predicted"] == pytest.approx(point.cost, rel=1e-3)
+        assert shown["measured"] == pytest.approx(kl, rel=1e-3)
+        words = [data["schemes"][i]["name"] for i in shown["schemes"]]
+        assert words == [point.schemes[name] for name in NAMES]
+    assert data["points"][0]["schemes"] == [0] * 9 and data["points"][-1]["schemes"] == [2] * 9
+    assert bit_budget(points(), measured(), UNIFORM).markup == (
+        bit_budget(points(), measured(), UNIFORM).markup
+    )
+
+
+def test_what_cannot_be_drawn_is_refused():
+    with pytest.raises(qlab.QlabError, match="bit_budget has 0"):
+        bit_budget([], [], {})
+    with pytest.raises(qlab.QlabError, match="allocations and 1"):
+        bit_budget(points(), [1.0], {})
+    with pytest.raises(qlab.QlabError, match="positive"):
+        bit_budget(points(), [0.0] * len(points()), {})
+    other = frontier({"model.layers.0.x": [Choice("int4-g32", 1, 1.0)]})
+    with pytest.raises(qlab.QlabError, match="different layers"):
+        bit_budget([*other, *points()], [1.0] * (1 + len(points())), {})
+    twice = frontier({n: [Choice("int4-g32", 1, 1.0)] for n in ("a.0.b.x", "a.0.c.x")})
+    with pytest.raises(qlab.QlabError, match="same block"):
+        bit_budget(twice, [1.0], {})
+
+
+@pytest.mark.tools
+def test_the_slider_moves_bits_and_words(tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        pytest.fail("no Chromium: run tools/browser.sh, or install chromium")
+    picture = bit_budget(points(), measured(), UNIFORM)
+    data = payload(picture)
+    path = tmp_path / "figure.html"
+    head = (
+        '<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    )
+    path.write_text(f"{head}<body>{picture.markup}", encoding="utf-8")
+    errors = []
+    with sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu", "--no-first-run"]
+        running = playwright.chromium.launch(executable_path=program, args=flags)
+        page = running.new_page(viewport={"width": 390, "height": 844})
+        page.on("pageerror", lambda e: errors.append(str(e)))
+        page.goto(path.as_uri())
+        knob = page.locator('input[aria-label="Budget"]')
+        read = page.locator("p[aria-live] strong")
+        grid = page.locator('svg[aria-label^="Bits of each layer"]')
+        knob.focus()
+        for key, index in (("Home", 0), ("End", -1)):
+            page.keyboard.press(key)
+            point = data["points"][index]
+            size = f"{point['nbytes'] / 1e6:.2f} MB"
+            assert knob.get_attribute("aria-valuetext") == size
+            assert read.nth(1).text_content() == size
+            word = data["schemes"][index]["name"]
+            assert read.nth(0).text_content() == f"9 in {word}"
+            assert grid.get_attribute("aria-label") == f"Bits of each layer: 9 in {word}"
+            shown = grid.locator("text").all_text_contents()[-9:]
+            assert shown == [str(data["schemes"][index]["bits"])] * 9
+            assert float(read.nth(2).text_content()) == pytest.approx(point["predicted"], rel=5e-3)
+            assert float(read.nth(3).text_content()) == pytest.approx(point["measured"], rel=5e-3)
+        assert page.locator("[data-uniform]").count() == 2
+        text = page.locator(".qfig-body").inner_html()
+        assert "NaN" not in text and "undefined" not in text and "Infinity" not in text
+        wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        assert page.evaluate(wide) <= 1
+        running.close()
+    assert errors == []
