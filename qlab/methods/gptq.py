@@ -195,7 +195,6 @@ def _columns(
     rows, n = work.shape
     threads = torch.get_num_threads()
     codes = torch.empty(rows, n, dtype=torch.int16)
-    update = torch.empty(rows * n)  # room for the product, so that no memory is asked for
     found = []
     i2 = 0
     while i2 < n:
@@ -235,12 +234,10 @@ def _columns(
         # Numba's first launch changes the number of threads that torch works with, and with it
         # the last bits of torch's sums.
         torch.set_num_threads(threads)
-        if i2 < n:
-            rest = update[: rows * (n - i2)].view(rows, n - i2)
-            torch.mm(errors, u[i1:i2, i2:], out=rest)
-            if p.numel():
-                rest -= torch.from_numpy(block) @ p[i1:i2, i2:]
-            work[:, i2:] -= rest
+        if i2 < n and p.numel():
+            work[:, i2:] -= errors @ u[i1:i2, i2:] - torch.from_numpy(block) @ p[i1:i2, i2:]
+        elif i2 < n:  # in one pass over the memory; the bits are those of the line above
+            work[:, i2:].addmm_(errors, u[i1:i2, i2:], alpha=-1)
     return codes, params or _join(found)
 
 

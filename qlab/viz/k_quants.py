@@ -75,8 +75,8 @@ def search_landscape(
         alt=f"A map of the weighted error of 32 weights of {name} over the scale and the minimum, "
         "with the pairs that the search found and its choice, and the error of each weight below.",
         caption="Can you beat the search? Each point of the map is a pair of scale and minimum; "
-        "the stronger its color, the smaller the weighted error. The search walks from the corner "
-        "of the range (circle) to its choice (diamond). Click a point or move the sliders for a "
+        "the stronger its color, the smaller the weighted error. The search walks from the range "
+        "(circle) to its choice (diamond). Click a point or move the sliders for a "
         "pair of your own (cross), and change what an error costs. Codes are rounded anew for "
         "each pair.",
         fallback=table(
@@ -90,7 +90,7 @@ def costs_of(w: Array, importance: Array | None) -> tuple[list[str], list[Array]
     """What an error costs, float64 (8, 32) each: nothing special, Q4_K's guess, the imatrix."""
     x = w.astype(np.float32).reshape(-1, SUB)
     rms = np.sqrt((x * x).mean(-1, keepdims=True))
-    names = ["the same for all", "root mean square + |w|"]
+    names = ["the same for all", "the guess: rms + |w|"]
     costs = [np.ones_like(x), rms + np.abs(x)]
     if importance is not None:
         energy = f32(2) * (x * x).mean()

@@ -18,7 +18,7 @@ qlab.define("kquants", (root, data) => {
     stateOf(part(data.weights, sub), part(data.costs[which], sub), scale, low);
 
   // Both axes are relative to what the range gives: (max - min) / 15, and the smallest weight.
-  const X = [0.75, 1.15], Y = [0.7, 1.15], NX = 40, NY = 30;
+  const X = [0.8, 1.12], Y = [0.8, 1.16], NX = 40, NY = 30;
   const state = { sub: 0, which: 1, x: 1, y: 1 };
   const width = root.clientWidth && root.clientWidth < 480 ? 400 : 640;
   const holder = el("div"), below = el("div"), read = qlab.readout(), controls = el("div", { class: "qfig-controls" });
@@ -26,6 +26,12 @@ qlab.define("kquants", (root, data) => {
   const unit = () => walk()[0];
   const clamp = (v, [a, b]) => Math.max(a, Math.min(b, v));
   const inputs = {};
+  // Begin where the search gains most over the range.
+  const gains = data.paths[1].map((way, sub) => {
+    const [first, last] = [way[0], way[way.length - 1]].map(([s, low]) => root.qlabState(1, sub, s, low).weighted);
+    return last / first;
+  });
+  state.sub = gains.indexOf(Math.min(...gains));
   const show = () => {
     for (const [key, text] of [["x", state.x], ["y", state.y]]) {
       inputs[key].value = text;
