@@ -85,10 +85,10 @@ def c_quantizer(library: ctypes.CDLL, threads: int) -> Quantizer:
 
 
 def fastest(runs: dict[str, Callable[[int], Any]], slices: int, seconds: float) -> dict[str, float]:
-    """Sum over the slices of the fastest run of each, in seconds; at least two runs of each."""
+    """Sum over the slices of the fastest run of each, in seconds; at least one run of each."""
     best = {name: np.full(slices, np.inf) for name in runs}
     began, rounds = time.perf_counter(), 0
-    while rounds < 2 or time.perf_counter() - began < seconds:
+    while rounds < 1 or time.perf_counter() - began < seconds:
         for i in range(slices):
             for name, run in runs.items():
                 start = time.perf_counter()

@@ -2,8 +2,8 @@
 
 Each output of such a rotation mixes all inputs with equal weight, so one far value is spread over
 all outputs. Orders 2^k by Sylvester's doubling; 12, 20, 28, 36 ... by Paley's two constructions
-from the squares modulo a prime; and products of the two. With random signs in front, no input that is
-fixed beforehand can be a bad one.
+from the squares modulo a prime; and products of the two. With random signs in front, no input that
+is fixed beforehand can be a bad one.
 
 Sources: Sylvester 1867; Paley 1933, "On orthogonal matrices"; Chee et al. 2023, QuIP, arXiv
 2307.13304, for what they do to quantization.

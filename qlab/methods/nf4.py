@@ -133,8 +133,8 @@ def to_bitsandbytes(q: QTensor) -> dict[str, Any]:
         raise QlabError("bitsandbytes holds torch tensors: quantize a torch tensor")
     if q.shape and q.shape[-1] % size:
         raise QlabError(
-            f"{size} does not divide the rows of {q.shape[-1]}, and bitsandbytes' blocks run on into "
-            "the next row: quantize the flattened weight"
+            f"{size} does not divide the rows of {q.shape[-1]}, and bitsandbytes' blocks run on "
+            "into the next row: quantize the flattened weight"
         )
     assert isinstance(fmt, CodebookFormat)
     packed = pack(q.codes.reshape(-1), 4, high_first=True).reshape(-1, 1)

@@ -141,7 +141,7 @@ def test_the_diagonal_is_exact_for_uncorrelated_inputs():
     scale = rng.uniform(0.1, 3, 64)
     inputs = rng.standard_normal((200_000, 64)) * scale
     e = rng.standard_normal(64)
-    # The mean of n squares of a normal number is known to sqrt(2 / n) of itself: 0.3%; ten of these.
+    # The mean of n squares of a normal number is known to sqrt(2 / n) of itself, 0.3%: ten times.
     assert np.mean((inputs @ e) ** 2) == pytest.approx((e**2 * scale**2).sum(), rel=0.03)
 
 
