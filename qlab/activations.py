@@ -92,6 +92,8 @@ def integer_linear(x: QTensor, weight: QTensor) -> torch.Tensor:
             f"'{x.scheme}' times '{weight.scheme}': only integer codes can be multiplied as they "
             "are; dequantize both and multiply"
         )
+    if weight.zero_point is not None and weight.zero_point.is_floating_point():
+        return x.dequantize().float() @ weight.dequantize().float().T  # HQQ: no integers to add
     features = x.shape[1]
     x_codes, w_codes = _centred(x), _centred(weight)
     stretch = math.gcd(_inside(x), _inside(weight), features)

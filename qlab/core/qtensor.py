@@ -100,7 +100,10 @@ class QTensor:
         blocks = math.prod(self.scale.shape)
         bits = blocks * SCALE_DTYPES[self.scheme.scale_word][1]
         if self.zero_point is not None:
-            bits += blocks * self.scheme.format.bits
+            # Real zero points (HQQ) are stored like scales.
+            real = "float" in str(self.zero_point.dtype)
+            word = SCALE_DTYPES[self.scheme.scale_word][1]
+            bits += blocks * (word if real else self.scheme.format.bits)
         if self.tensor_scale is not None:
             bits += 32
         return int(math.prod(self.packed.shape) + packed_length(bits, 1))

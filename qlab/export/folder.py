@@ -69,7 +69,9 @@ def save_folder(
         k: v.detach().cpu().contiguous() for k, v in model.state_dict().items() if k not in tied
     }
     for name, layer in quant_layers(model):
-        if layer.zero_point is not None and f"{name}.zero_point" not in tied:
+        zero = layer.zero_point
+        # Real zero points (HQQ) are stored as they are.
+        if zero is not None and f"{name}.zero_point" not in tied and not zero.is_floating_point():
             fmt = layer.scheme.format
             zeros = (layer.zero_point.flatten().cpu() - fmt.qmin).to(torch.uint8)
             tensors[f"{name}.zero_point"] = pack(zeros, fmt.bits)
@@ -159,6 +161,8 @@ def _read_params(
     if scheme.symmetric:
         return scale, None
     zeros = tensors.pop(f"{name}.zero_point")
+    if zeros.is_floating_point():
+        return scale, zeros
     zeros = unpack(zeros, scheme.format.bits, scale.numel()).to(torch.int32)
     return scale, (zeros + scheme.format.qmin).reshape(scale.shape)
 

@@ -54,9 +54,14 @@ def group_size_of(scheme: Scheme, in_features: int) -> int:
 def unsigned(layer: QuantLinear) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
     """Codes (out, in) and zero points (out, groups) from 0 on, scales (out, groups), bits.
 
-    Raises: QlabError for a format that is no integer.
+    Raises: QlabError for a format that is no integer, or zero points that are none.
     """
     q, fmt = layer.qweight, layer.scheme.integer
+    if q.zero_point is not None and q.zero_point.is_floating_point():
+        raise QlabError(
+            "its zero points are real numbers, and this layout has integers: quantize with "
+            "HqqOptions(zero='integer'), or use the format 'qlab'"
+        )
     offset = -fmt.qmin if fmt.signed else 0
     scale = used(q.scale, q.tensor_scale).float()
     zero = torch.zeros_like(scale, dtype=torch.int32) if q.zero_point is None else q.zero_point

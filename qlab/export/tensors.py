@@ -114,7 +114,9 @@ def load_qtensors(path: str | Path) -> dict[str, QTensor]:
 def _parts(q: QTensor) -> dict[str, Any]:
     """The arrays of a QTensor as they are stored."""
     parts = {"packed": q.packed, "scale": encode_scale(q.scale, q.scheme.scale_word)}
-    if q.zero_point is not None:
+    if q.zero_point is not None and "float" in str(q.zero_point.dtype):
+        parts["zero_point"] = q.zero_point  # real ones (HQQ) are stored as they are
+    elif q.zero_point is not None:
         fmt = q.scheme.integer
         flat = to_numpy(q.zero_point).reshape(-1)
         parts["zero_point"] = pack((flat - fmt.qmin).astype(np.uint8), fmt.bits)
@@ -126,8 +128,8 @@ def _parts(q: QTensor) -> dict[str, Any]:
 def _assembled(name: str, facts: dict[str, Any], parts: dict[str, Any]) -> QTensor:
     scheme = Scheme.parse(facts["scheme"])
     scale = decode_scale(parts[f"{name}.scale"], scheme.scale_word)
-    zero_point = None
-    if f"{name}.zero_point" in parts:
+    zero_point = parts.get(f"{name}.zero_point")
+    if zero_point is not None and "float" not in str(zero_point.dtype):
         fmt, count = scheme.integer, math.prod(facts["scale_shape"])
         zeros = to_numpy(unpack(parts[f"{name}.zero_point"], fmt.bits, count))
         shaped = (zeros.astype(np.int32) + fmt.qmin).reshape(facts["scale_shape"])

@@ -46,6 +46,7 @@ class AutoRoundOptions:
     Attributes:
         steps: of signed gradient descent; 0 is round-to-nearest.
         lr: length of the first step, in steps of the grid for V; None: 1 / steps, the paper's.
+        range_lr: the same for α and β; None: as ``lr``.
         batch: input rows drawn for each step; None: all calibration tokens, by their Hessian.
         ranges: learn α and β too.
         seed: of the draws.
@@ -54,6 +55,7 @@ class AutoRoundOptions:
 
     steps: int = 200
     lr: float | None = None
+    range_lr: float | None = None
     batch: int | None = None
     ranges: bool = True
     seed: int = 0
@@ -62,8 +64,10 @@ class AutoRoundOptions:
     def __post_init__(self) -> None:
         if self.steps < 0:
             raise QlabError(f"steps {self.steps}: take 0 or more (usual: 200)")
-        if self.lr is not None and not 0 < self.lr < float("inf"):
-            raise QlabError(f"lr {self.lr}: it is positive, or None for 1 / steps")
+        for name in ("lr", "range_lr"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise QlabError(f"{name} {value}: it is positive, or None for the default")
         if self.batch is not None and self.batch < 1:
             raise QlabError(f"batch {self.batch}: draw 1 row or more, or None for all tokens")
 
@@ -224,8 +228,11 @@ def _descend(
     w = grid.w[:, : grid.in_features]
     random = torch.Generator().manual_seed(options.seed)
     first = options.lr or 1 / max(1, options.steps)
-    moving = [now.v, now.alpha, now.beta] if options.ranges else [now.v]
-    for one in moving:
+    others = options.range_lr or first
+    moving = [(now.v, first)]
+    if options.ranges:
+        moving += [(now.alpha, others), (now.beta, others)]
+    for one, _ in moving:
         one.requires_grad_(True)
     losses = []
     for step in range(options.steps):
@@ -242,9 +249,9 @@ def _descend(
         if losses[-1] < least:
             best, least = now.clone(), losses[-1]
         with torch.no_grad():
-            found = torch.autograd.grad(w_hat, moving, grad_outputs=2 * gradient)
-            for one, g in zip(moving, found, strict=True):
-                one -= first * (1 - step / options.steps) * g.sign()
+            found = torch.autograd.grad(w_hat, [one for one, _ in moving], 2 * gradient)
+            for (one, length), g in zip(moving, found, strict=True):
+                one -= length * (1 - step / options.steps) * g.sign()
             now.v.clamp_(-0.5, 0.5)
             now.alpha.clamp_(0, 1)
             now.beta.clamp_(0, 1)

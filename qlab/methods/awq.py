@@ -258,7 +258,7 @@ def clipped(weight: torch.Tensor, limit: torch.Tensor) -> torch.Tensor:
     edge: torch.Tensor = limit.repeat_interleave(weight.shape[1] // limit.shape[1], dim=1).to(
         weight.device
     )
-    return torch.minimum(torch.maximum(weight, -edge), edge)
+    return weight.clamp(-edge, edge)
 
 
 def awq_groups(block: Block) -> list[Group]:

@@ -208,3 +208,23 @@ def test_a_broken_folder_is_refused(tiny, tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(qlab.QlabError, match=r"layer .*_proj"):
         broken(lambda t: None)
+
+
+def test_real_zero_points_come_back_or_are_refused(tiny, tmp_path):
+    from qlab.export import load_folder, load_qtensors, save_folder, save_qtensors
+    from qlab.methods.hqq import hqq
+
+    small, report = qlab.quantize_model(tiny[0], "hqq", "int3-asym-g32-sfp16")
+    layer = next(layer for _, layer in quant_layers(small))
+    assert layer.zero_point.is_floating_point()
+    assert layer.qweight.bits_per_weight == pytest.approx(3 + 2 * 16 / 32)
+    save_folder(small, tiny[1], tmp_path / "own")
+    back = load_folder(tmp_path / "own")
+    for (_, ours), (_, theirs) in zip(quant_layers(small), quant_layers(back), strict=True):
+        assert torch.equal(ours.weight, theirs.weight)
+    q = hqq(torch.randn(8, 64), None, layer.scheme)
+    save_qtensors(tmp_path / "w.safetensors", {"w": q})
+    assert torch.equal(load_qtensors(tmp_path / "w.safetensors")["w"].dequantize(), q.dequantize())
+    with pytest.raises(qlab.QlabError, match=r"real numbers.*HqqOptions"):
+        save_foreign(small, tiny[1], tmp_path / "out", "gptq_v2")
+    assert report.bits_per_weight > 3.9

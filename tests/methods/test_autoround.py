@@ -138,11 +138,21 @@ def test_a_seed_gives_the_same_codes():
     assert not torch.equal(one.packed, other.packed)
 
 
+def test_the_ranges_have_steps_of_their_own():
+    w, x = layer(seed=6)
+    options = AutoRoundOptions(steps=10, range_lr=1e-9)
+    learned, _ = learn(w, LayerInputs.of(x), "int3-g16", options)
+    torch.testing.assert_close(learned.alpha, torch.ones_like(learned.alpha))
+    alone, _ = learn(w, LayerInputs.of(x), "int3-g16", AutoRoundOptions(steps=10, ranges=False))
+    # The same steps of V but for signs that rounding decides.
+    assert (learned.v - alone.v).abs().lt(1e-3).float().mean() > 0.9
+
+
 def test_padding_and_half_precision():
     w, x = layer(6, 40, seed=2)
     with pytest.raises(QlabError, match="pad=True"):
         autoround(w, LayerInputs.of(x), "int4-g16", SHORT)
-    q = autoround(w.bfloat16(), LayerInputs.of(x), "int4-g16", AutoRoundOptions(15, pad=True))
+    q = autoround(w.bfloat16(), LayerInputs.of(x), "int4-g16", AutoRoundOptions(steps=15, pad=True))
     assert q.shape == (6, 40) and q.dtype == "bfloat16" and q.dequantize().dtype == torch.bfloat16
 
 
@@ -164,6 +174,7 @@ def test_a_model_is_quantized_and_each_layer_is_better():
         ({"steps": -1}, "steps -1"),
         ({"lr": 0.0}, "lr 0.0"),
         ({"lr": math.nan}, "lr nan"),
+        ({"range_lr": -1.0}, "range_lr -1.0"),
         ({"batch": 0}, "batch 0"),
     ],
 )

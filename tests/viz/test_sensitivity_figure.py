@@ -10,7 +10,7 @@ import pytest
 
 import qlab
 from qlab.evaluate.allocation import Choice, frontier
-from qlab.viz.sensitivity import bit_budget
+from qlab.viz.sensitivity import bit_budget, learned_rounding
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 NAMES = [f"model.layers.{i}.{n}_proj" for i in range(3) for n in ("attn.q", "mlp.up", "mlp.down")]
@@ -107,6 +107,69 @@ def test_the_slider_moves_bits_and_words(tmp_path):
         assert page.locator("[data-uniform]").count() == 2
         text = page.locator(".qfig-body").inner_html()
         assert "NaN" not in text and "undefined" not in text and "Infinity" not in text
+        wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        assert page.evaluate(wide) <= 1
+        running.close()
+    assert errors == []
+
+
+RUNS = {"short": ([4.0, 3.0, 2.5], [0.0, 0.1, 0.2]), "long <x>": ([4.0, 9.0, 2.0], [0.0, 0.5, 0.4])}
+
+
+def test_the_runs_are_relative_to_the_nearest_codes():
+    picture = learned_rounding(RUNS)
+    data = payload(picture)
+    assert data["steps"] == 3 and [r["name"] for r in data["runs"]] == list(RUNS)
+    assert data["runs"][1]["loss"] == [1.0, 2.25, 0.5] and data["runs"][0]["changed"][2] == 0.2
+    assert "long &lt;x&gt;" in picture.markup
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {},
+        {"a": ([], [])},
+        {"a": ([1.0, 2.0], [0.0])},
+        {"a": ([0.0], [0.0])},
+        {"a": ([1.0, float("nan")], [0.0, 0.1])},
+    ],
+)
+def test_runs_that_cannot_be_drawn_are_refused(bad):
+    with pytest.raises(qlab.QlabError, match="learned_rounding"):
+        learned_rounding(bad)
+
+
+@pytest.mark.tools
+def test_the_steps_are_told(tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        pytest.fail("no Chromium: run tools/browser.sh, or install chromium")
+    path = tmp_path / "figure.html"
+    head = (
+        '<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    )
+    path.write_text(f"{head}<body>{learned_rounding(RUNS).markup}", encoding="utf-8")
+    errors = []
+    with sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu", "--no-first-run"]
+        running = playwright.chromium.launch(executable_path=program, args=flags)
+        page = running.new_page(viewport={"width": 390, "height": 844})
+        page.on("pageerror", lambda e: errors.append(str(e)))
+        page.goto(path.as_uri())
+        knob, read = page.locator('input[aria-label="Step"]'), page.locator("p[aria-live] strong")
+        page.locator("select").select_option(label="long <x>")
+        knob.focus()
+        page.keyboard.press("End")
+        assert knob.get_attribute("aria-valuetext") == "2"
+        assert read.all_text_contents() == ["50.0%", "50.0%", "40.0%"]
+        page.keyboard.press("ArrowLeft")
+        assert read.all_text_contents() == ["225.0%", "100.0%", "50.0%"]
+        page.locator("select").select_option(label="short")
+        assert read.all_text_contents() == ["75.0%", "75.0%", "10.0%"]
+        text = page.locator(".qfig-body").inner_html()
+        assert "NaN" not in text and "undefined" not in text
         wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
         assert page.evaluate(wide) <= 1
         running.close()
