@@ -239,7 +239,8 @@ def clip_limits(weight: torch.Tensor, x: torch.Tensor, scheme: Scheme | str) -> 
     parts = x.to(w.device).float().reshape(-1, columns // size, size).permute(1, 2, 0)
     gram = parts @ parts.mT  # (groups, size, size)
     largest = w.reshape(rows, -1, size).abs().amax(dim=2)
-    best, least = largest.clone(), torch.full_like(largest, torch.inf)
+    best: torch.Tensor = largest.clone()
+    least = torch.full_like(largest, torch.inf)
     for shrink in _SHRINK:
         limit = largest * shrink
         rounded = quantize(clipped(w, limit), scheme).dequantize()
