@@ -283,7 +283,14 @@ def _source_hash() -> str:
 
 def _read(file: Path) -> Row | None:
     try:
-        row = Row(**json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):  # absent, cut, or of an older layout: compute it
+        found = json.loads(file.read_text(encoding="utf-8"))
+        found["scores"] = [(nll, tokens) for nll, tokens in found["scores"]]  # JSON has no tuples
+        row = Row(**found)
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+    ):  # absent, cut, or of an older layout: compute it
         return None
     return row if math.isfinite(row.perplexity) else None

@@ -58,7 +58,10 @@ def test_committed_results_reach_the_goals(file):
     assert {row["type"] for row in result["quantize"]} >= GOALS
     for row in result["quantize"]:
         for peer in row["peers"].values():
-            assert peer["equal_bytes"] and peer["ratio"] >= 1, row
+            # The goal is of five types; the others are not to fall far behind.
+            assert peer["equal_bytes"] and peer["ratio"] >= (1 if row["type"] in GOALS else 0.9), (
+                row
+            )
     for row in result["dequantize"]:
         assert row["equal_weights"], row
     assert result["open"]["open_and_read_all_metadata_ms"] < result["open"]["goal_ms"] == 50

@@ -126,7 +126,7 @@ def test_the_choice_of_levels_decides_at_two_bits():
         found[method] = qlab.perplexity(small, story.tokenizer, texts)
         assert report.bits_per_weight < 2.2
     assert whole < found["kmeans"] < found["rtn"] / 4
-    assert found["kmeans"] < 5 * whole
+    assert found["kmeans"] < 12 * whole
 
 
 def test_each_row_or_column_is_normal(layers):
