@@ -2,9 +2,9 @@
 
 auto-round asks for versions of its own, so it lives in an environment of its own:
 
-    python -m venv /tmp/autoround
-    /tmp/autoround/bin/pip install torch==2.13.0 auto-round==0.16.1
-    /tmp/autoround/bin/python tools/record_autoround.py
+    python -m venv autoround-env
+    autoround-env/bin/pip install torch==2.13.0 auto-round==0.16.1
+    autoround-env/bin/python tools/record_autoround.py
 
 Writes tests/parity/data/autoround.npz: what its quantizer makes of matrices with given V, alpha and
 beta, and what its wrapper of a layer, its optimizer and its schedule learn in some steps. Inputs

@@ -3,10 +3,10 @@
 autoawq is archived; its last version asks for versions of torch and transformers that are years
 old, but runs on today's when installed without its requirements:
 
-    python -m venv /tmp/awq
-    /tmp/awq/bin/pip install torch==2.13.0 transformers==5.23.0 accelerate datasets tokenizers
-    /tmp/awq/bin/pip install --no-deps autoawq==0.2.9
-    /tmp/awq/bin/python tools/record_awq.py
+    python -m venv awq-env
+    awq-env/bin/pip install torch==2.13.0 transformers==5.23.0 accelerate datasets tokenizers
+    awq-env/bin/pip install --no-deps autoawq==0.2.9
+    awq-env/bin/python tools/record_awq.py
 
 Writes tests/parity/data/awq.npz: what ``pseudo_quantize_tensor`` makes of matrices, the losses of
 each ratio and the scales that win, the clipping limits, and the weights at the end. Inputs are

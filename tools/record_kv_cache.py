@@ -2,8 +2,8 @@
 
 Its backend optimum-quanto is no requirement of this project:
 
-    pip install --no-deps --target /tmp/quanto optimum-quanto==0.2.7 ninja
-    PYTHONPATH=/tmp/quanto python tools/record_kv_cache.py
+    pip install --no-deps --target quanto-env optimum-quanto==0.2.7 ninja
+    PYTHONPATH=quanto-env python tools/record_kv_cache.py
 
 Writes tests/parity/data/kv_cache.json: the codes of keys and values drawn by NumPy, as hashes, and
 their scales and shifts. The test draws the same numbers again.

@@ -2,9 +2,9 @@
 
 Its requirements conflict with this project's, so it runs in an environment of its own:
 
-    python -m venv /tmp/llmcompressor
-    /tmp/llmcompressor/bin/pip install llmcompressor==0.14.0.1
-    /tmp/llmcompressor/bin/python tools/record_smoothquant.py
+    python -m venv llmcompressor-env
+    llmcompressor-env/bin/pip install llmcompressor==0.14.0.1
+    llmcompressor-env/bin/python tools/record_smoothquant.py
 
 Writes tests/parity/data/smoothquant.json: scales of statistics drawn by NumPy, and the norms of
 a small Llama before and after the whole modifier. The test draws the same numbers again.
