@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from qlab.activations import activation_scheme, fit_activations
+from qlab.bars import bar
 from qlab.blockwise import Quantized, quantize_blocks
 from qlab.calibrate import ActivationStats, Observer
 from qlab.core import QTensor, Scheme, shared_params, sqnr
@@ -161,12 +162,11 @@ def quantize_model(
     wanted = None if activations is None else activation_scheme(activations)
     stats: Mapping[str, Any] = {}
     if chosen.prepare is not None:
-        samples = calibration
         if isinstance(calibration, ActivationStats):
             raise QlabError(
                 f"method '{method}' needs token ids as calibration, not their statistics"
             )
-        stats = chosen.prepare(small, samples, scheme, options, skip=skip, progress=progress)
+        stats = chosen.prepare(small, calibration, scheme, options, skip=skip, progress=progress)
     if wanted is not None:
         inputs, by = fit_activations(
             small, wanted, observer, calibration, skip=skip, progress=progress
@@ -180,22 +180,24 @@ def quantize_model(
     quantizers = {
         name: inputs(name) if inputs else None for name, _ in layers if scheme_of[name] is not None
     }
-    run = _one_by_one
-    if chosen.needs_calibration and chosen.prepare is None:
-        run = _block_by_block
-    elif resume is not None:
-        raise QlabError(
-            f"method '{method}' treats each layer by itself and has nothing to resume: "
-            "leave resume out"
-        )
     reports = []
     totals: dict[str, int] = {}
     for name, layer in layers:
         if (own := scheme_of[name]) is not None:
             totals[own.name] = totals.get(own.name, 0) + layer.weight.numel()
-    for one in run(
-        small, model, chosen, scheme_of, calibration, options, stats, skip, progress, resume
-    ):
+    blockwise = chosen.needs_calibration and chosen.prepare is None
+    if resume is not None and not blockwise:
+        raise QlabError(
+            f"method '{method}' treats each layer by itself and has nothing to resume: "
+            "leave resume out"
+        )
+    if blockwise:
+        done = _block_by_block(
+            small, model, chosen, scheme_of, calibration, options, skip, progress, resume
+        )
+    else:
+        done = _one_by_one(small, chosen, scheme_of, options, stats, skip, progress)
+    for one in done:
         own = scheme_of[one.name]
         assert own is not None
         reports.append(
@@ -222,15 +224,12 @@ def quantize_model(
 
 def _one_by_one(
     small: torch.nn.Module,
-    model: torch.nn.Module,
     method: Any,
     scheme_of: dict[str, Scheme | None],
-    calibration: Any,
     options: Any,
     stats: Mapping[str, Any],
     skip: tuple[str, ...],
     progress: bool,
-    resume: str | Path | None,
 ) -> Iterator[Quantized]:
     """Each layer by itself, with what ``prepare`` found out about it, if anything."""
     layers = list(linear_layers(small, skip))
@@ -239,7 +238,7 @@ def _one_by_one(
     for scheme in {s.name: s for s in scheme_of.values() if s}.values():
         alike = [(name, layer) for name, layer in layers if scheme_of[name] == scheme]
         shared[scheme.name] = _shared_params(alike, method, scheme)
-    for name, layer in _bar(layers, progress):
+    for name, layer in bar(layers, "quantizing", "layer", progress):
         own = scheme_of[name]
         if own is None:
             continue
@@ -260,7 +259,6 @@ def _block_by_block(
     scheme_of: dict[str, Scheme | None],
     calibration: Any,
     options: Any,
-    stats: Mapping[str, Any],
     skip: tuple[str, ...],
     progress: bool,
     resume: str | Path | None,
@@ -340,11 +338,3 @@ def _bits_per_weight(qweight: QTensor, total: int) -> float:
     codes = int(qweight.packed.numel())
     weights = qweight.shape[0] * qweight.shape[1]
     return 8 * (codes / weights + (qweight.nbytes - codes) / total)
-
-
-def _bar(layers: list[Any], progress: bool) -> Any:
-    if not progress:
-        return layers
-    from tqdm import tqdm
-
-    return tqdm(layers, desc="quantizing", unit="layer", delay=2)

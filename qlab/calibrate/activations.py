@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from qlab.bars import bar
 from qlab.calibrate.histogram import Histogram
 from qlab.calibrate.layers import linear_layers
 from qlab.calibrate.observer import Observer
@@ -180,7 +181,7 @@ def capture(
         model.eval()
         device = next(model.parameters()).device
         with torch.no_grad():
-            for ids in _bar(calibration, progress):
+            for ids in bar(calibration, "calibrating", "batch", progress):
                 try:
                     model(ids.to(device))
                 except QlabError as error:
@@ -202,11 +203,3 @@ def _hook(layer: LayerStats) -> Callable[..., None]:
         layer.update(args[0] if args else next(iter(kwargs.values())))
 
     return hook
-
-
-def _bar(batches: Iterable[torch.Tensor], progress: bool) -> Iterable[torch.Tensor]:
-    if not progress:
-        return batches
-    from tqdm import tqdm
-
-    return tqdm(batches, desc="calibrating", unit="batch", delay=2)

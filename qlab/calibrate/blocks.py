@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from qlab.bars import bar
 from qlab.calibrate.inputs import LayerInputs
 from qlab.calibrate.layers import is_linear
 from qlab.errors import QlabError
@@ -239,7 +240,9 @@ class BlockRunner:
 
     def __iter__(self) -> Iterator[Block]:
         last = len(self.blocks) - 1
-        for index, (name, module) in enumerate(_bar(self.blocks, self.progress)):
+        for index, (name, module) in enumerate(
+            bar(self.blocks, "quantizing", "block", self.progress)
+        ):
             block = Block(name, module, self._hidden, self._arguments[index], self.skip)
             with _evaluating(self.model):
                 yield block
@@ -311,11 +314,3 @@ def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
 def _in_features(layer: Any) -> int:
     """Width of the input of a linear layer (GPT-2's Conv1D stores its weight transposed)."""
     return int(layer.weight.shape[0 if type(layer).__name__ == "Conv1D" else 1])
-
-
-def _bar(blocks: list[Any], progress: bool) -> Any:
-    if not progress:
-        return blocks
-    from tqdm import tqdm
-
-    return tqdm(blocks, desc="quantizing", unit="block", delay=2)

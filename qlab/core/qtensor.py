@@ -176,7 +176,7 @@ def quantize(
     xp = namespace(x32)
     if not shape:
         x32 = xp.reshape(x32, (1,))
-    whole = _whole_blocks(x32, scheme, pad)
+    whole = whole_blocks(x32, scheme, pad)
     block = scheme.granularity.block_shape(tuple(whole.shape))
     minimum, maximum = block_range(whole, block)
     # NaN and infinity survive the minimum and maximum of their block, so this is the whole check.
@@ -313,7 +313,11 @@ def block_range(x: Array, block: tuple[int, ...]) -> tuple[Array, Array]:
     return xp.min(blocks, axis=axes), xp.max(blocks, axis=axes)
 
 
-def _whole_blocks(x: Array, scheme: Scheme, pad: bool) -> Array:
+def whole_blocks(x: Array, scheme: Scheme, pad: bool) -> Array:
+    """``x`` if whole blocks fill it; else, with ``pad``, grown with zeros until they do.
+
+    Raises: QlabError if blocks do not divide the shape and ``pad`` is false.
+    """
     shape = tuple(x.shape)
     if not pad:
         scheme.granularity.check_divides(shape)

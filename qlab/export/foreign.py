@@ -4,7 +4,7 @@
     qlab.load("story-gptq")
 
 Formats: ``gptq`` (version 1), ``gptq_v2``, ``awq``, ``compressed-tensors``. Chapter: The case
-study, first telling.
+study, second telling.
 """
 
 from __future__ import annotations

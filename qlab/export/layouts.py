@@ -14,10 +14,10 @@ compressed-tensors: ``weight_packed`` int32 (out, in·bits/32), ``weight_scale``
 ``weight_zero_point`` int32 packed along the outputs, ``weight_shape``; or, with 8 bits and
 quantized inputs, ``weight`` int8 or float8 as it is.
 
-Source: the files that the three libraries write; the tests read them back with
-compressed-tensors, and the records in ``tests/export/data`` are of GPTQModel and vLLM.
+Source: the files that the three libraries write. The tests read ours back with compressed-tensors
+and transformers; what vLLM makes of them is recorded in ``qlab/records/vllm.json``.
 
-Chapter: The case study, first telling.
+Chapter: The case study, second telling.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ All three pack densely, first code in the lowest bits of the first word: the byt
 ``qlab.core.pack``, four to a word. They differ in the axis along which they pack, and AWQ in the
 order within a word.
 
-Chapter: The case study, first telling.
+Chapter: The case study, second telling.
 """
 
 from __future__ import annotations

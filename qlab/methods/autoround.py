@@ -32,8 +32,7 @@ from qlab.core import QTensor, Scheme, from_codes, quantize, scales
 from qlab.core import granularity as gran
 from qlab.core._array import dtype_name, to_float32
 from qlab.core.integers import IntFormat
-from qlab.core.qtensor import _whole_blocks as whole_blocks
-from qlab.core.qtensor import block_range
+from qlab.core.qtensor import block_range, whole_blocks
 from qlab.errors import QlabError
 from qlab.methods.inverse_hessian import checked_hessian
 from qlab.methods.registry import register

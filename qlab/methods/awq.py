@@ -33,8 +33,7 @@ from qlab.core.learned import LearnedFormat
 from qlab.errors import QlabError
 from qlab.methods.registry import register
 from qlab.methods.smoothquant import SmoothGroup as Group
-from qlab.methods.smoothquant import _check_unchanged as check_unchanged
-from qlab.methods.smoothquant import fold, smooth_groups
+from qlab.methods.smoothquant import check_unchanged, fold, smooth_groups
 
 # The authors' floor of a scale before normalization, and their grid of clipping ranges: 1, 0.95,
 # ... 0.55 times the largest weight of the group, judged on 512 tokens.

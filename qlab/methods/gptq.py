@@ -33,7 +33,7 @@ import torch
 
 from qlab.core import QTensor, Scheme
 from qlab.core._array import dtype_name, to_float32
-from qlab.core.qtensor import _whole_blocks, from_codes
+from qlab.core.qtensor import from_codes, whole_blocks
 from qlab.errors import QlabError
 from qlab.methods.grid import RANGES, Grid, Params
 from qlab.methods.inverse_hessian import checked_hessian, inverse_factor
@@ -133,7 +133,7 @@ def gptq(
             "alpha compares with the inputs of the unquantized model: give LayerInputs.of(x, full)"
         )
     dead = stats.hessian.diagonal().cpu() == 0
-    whole = _whole_blocks(given, scheme, options.pad).contiguous()
+    whole = whole_blocks(given, scheme, options.pad).contiguous()
     grid = Grid.of(scheme, whole, "gptq")
 
     # Where the scales are static, or there is one group a row, they come from the weight as given.

@@ -20,7 +20,7 @@ from qlab.core.integers import BinaryFormat, IntFormat
 from qlab.core.learned import LearnedFormat
 from qlab.core.qtensor import block_range
 from qlab.errors import QlabError
-from qlab.methods.mse import _best_stored as best_stored
+from qlab.methods.mse import best_stored
 
 RANGES = ("minmax", "mse")
 

@@ -33,7 +33,7 @@ from qlab.core._array import Array, dtype_name, namespace, to_float32
 from qlab.core.affine import affine_params
 from qlab.core.integers import IntFormat
 from qlab.core.packing import packed_length
-from qlab.core.qtensor import _whole_blocks
+from qlab.core.qtensor import whole_blocks
 from qlab.core.scales import store
 from qlab.core.scheme import SCALE_DTYPES
 from qlab.errors import QlabError
@@ -249,7 +249,7 @@ def hqq(weight: Array, stats: Any, scheme: Scheme, options: HqqOptions | None = 
             f"method 'hqq' quantizes to integers, not to {scheme.format.name}: use a scheme such "
             "as 'int4-asym-g64'"
         )
-    x = _whole_blocks(to_float32(weight, "weight"), scheme, o.pad)
+    x = whole_blocks(to_float32(weight, "weight"), scheme, o.pad)
     shape, dtype = tuple(int(s) for s in weight.shape), dtype_name(weight)
     block = scheme.granularity.block_shape(tuple(x.shape))
     if 0 in x.shape:

@@ -15,7 +15,7 @@ from qlab.calibrate.clip import search_clip, search_range
 from qlab.core import QTensor, Scheme, from_params, quantize
 from qlab.core import granularity as gran
 from qlab.core._array import Array, dtype_name, namespace, to_float32
-from qlab.core.qtensor import _whole_blocks, block_range
+from qlab.core.qtensor import block_range, whole_blocks
 from qlab.core.scales import fit
 from qlab.methods.registry import register
 
@@ -41,7 +41,7 @@ def mse(weight: Array, stats: Any, scheme: Scheme, options: MseOptions | None = 
     to 5 bits (``search_range`` says what holds beyond). Where scales are stored in fewer bits than
     float32, the better of what the search found and what min-max gives, block by block.
     """
-    x = _whole_blocks(to_float32(weight, "weight"), scheme, (options or MseOptions()).pad)
+    x = whole_blocks(to_float32(weight, "weight"), scheme, (options or MseOptions()).pad)
     shape, dtype = tuple(int(s) for s in weight.shape), dtype_name(weight)
     if not scheme.symmetric:
         scale, zero_point = search_range(x, scheme)
@@ -50,11 +50,11 @@ def mse(weight: Array, stats: Any, scheme: Scheme, options: MseOptions | None = 
     # A scale that all blocks share (nvfp4) stays as min-max has it: no block can choose it alone.
     shared = quantize(x, scheme).tensor_scale if scheme.has_tensor_scale else None
     if scheme.scale_word != "sfp32":
-        scale = _best_stored(x, scale, scheme, shared)
+        scale = best_stored(x, scale, scheme, shared)
     return from_params(x, scale, None, scheme, shape=shape, dtype=dtype, tensor_scale=shared)
 
 
-def _best_stored(x: Array, scale: Array, scheme: Scheme, shared: Array | None) -> Array:
+def best_stored(x: Array, scale: Array, scheme: Scheme, shared: Array | None) -> Array:
     """Of the found scale, half of it (powers of two round up) and min-max: the best when stored."""
     xp = namespace(x)
     block = scheme.granularity.block_shape(tuple(x.shape))

@@ -33,7 +33,6 @@ from qlab.core import QTensor, Scheme, quantize
 from qlab.errors import QlabError
 from qlab.methods.hadamard import hadamard, random_rotation
 from qlab.methods.registry import register
-from qlab.nn import replace_layer
 
 
 @dataclass(frozen=True)
@@ -96,10 +95,10 @@ def prepare(
     _fold_norm(body.norm, (model.lm_head,))
     _multiply(model.lm_head, right=q)
     if options.online:
-        for index, block in enumerate(blocks):
+        for block in blocks:
             turn = hadamard(config.intermediate_size)
             _multiply(block.mlp.down_proj, right=turn)
-            replace_layer(model, f"model.layers.{index}.mlp", RotatedMLP(block.mlp, turn))
+            block.mlp = RotatedMLP(block.mlp, turn)
     return {}
 
 

@@ -147,7 +147,7 @@ def prepare(
             w_absmax = column_absmax(block.module, group.layers)
             s = smoothing_scales(x_absmax.to(w_absmax.device), w_absmax, options.alpha)
             fold(block.module, group, s)
-        _check_unchanged(before, block.call(0), block.name)
+        check_unchanged(before, block.call(0), block.name)
     if not found:
         raise QlabError(
             "smoothquant found no norm whose output a linear layer reads: it needs a decoder with "
@@ -232,7 +232,7 @@ def _check_alpha(alpha: float) -> None:
         raise QlabError(f"alpha {alpha}: take 0 to 1; 0.5 shares the range evenly")
 
 
-def _check_unchanged(before: torch.Tensor, after: torch.Tensor, name: str) -> None:
+def check_unchanged(before: torch.Tensor, after: torch.Tensor, name: str) -> None:
     """Raise if a block's output moved by more than rounding explains.
 
     Allowed is the root of the precision, relative to the largest output: 3e-4 in float32, where
