@@ -16,7 +16,7 @@ whole. A query attends to its own chunk of tokens exactly, and to what was store
 
 Source: Liu et al. 2024, KIVI, arXiv 2402.02750, section 3.2 and algorithm 1.
 
-Chapter: The cache.
+Chapter: The KV cache.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class OffsetTensor:
         shape: of what was quantized: whole blocks.
         dtype: name of the dtype that ``dequantize`` returns.
 
-    Chapter: The cache.
+    Chapter: The KV cache.
     """
 
     packed: torch.Tensor
@@ -95,7 +95,7 @@ def quantize_offset(x: torch.Tensor, scheme: str | Scheme) -> OffsetTensor:
     Raises: QlabError unless the scheme is an asymmetric integer one with scales in float32 or
         float16; for NaN or infinity; for a minimum beyond float16.
 
-    Chapter: The cache.
+    Chapter: The KV cache.
     """
     scheme = Scheme.parse(scheme)
     fmt = scheme.format
@@ -133,7 +133,7 @@ class QuantizedStates:
         residual: how many recent tokens stay in full precision, at least.
         zero: see ``QuantizedCache``.
 
-    Chapter: The cache.
+    Chapter: The KV cache.
     """
 
     def __init__(self, scheme: Scheme | None, residual: int, zero: str = "real") -> None:
@@ -206,7 +206,7 @@ class QuantizedStates:
 class QuantizedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """The cache of one layer: its keys and its values, as transformers' attention calls it.
 
-    Chapter: The cache.
+    Chapter: The KV cache.
     """
 
     is_sliding = False
@@ -291,7 +291,7 @@ class QuantizedCache(Cache):
 
     Raises: QlabError for a scheme that cannot grow by tokens; layers of another kind.
 
-    Chapter: The cache.
+    Chapter: The KV cache.
     """
 
     def __init__(
@@ -331,7 +331,7 @@ def cache_bytes(config: Any, tokens: int, bits: float = 16) -> float:
 
     ``config``: of a transformers decoder, whose layers all attend to everything.
 
-    Chapter: The cache.
+    Chapter: The KV cache.
     """
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -350,7 +350,7 @@ def cached_logits(model: Any, ids: torch.Tensor, cache: Cache, chunk: int = 1) -
 
     Raises: QlabError for a chunk below 1.
 
-    Chapter: The cache.
+    Chapter: The KV cache.
     """
     if chunk < 1:
         raise QlabError(f"chunk {chunk}: read at least 1 token at a time")
@@ -382,7 +382,7 @@ def cache_perplexity(
 
     Raises: QlabError for empty text or a bad chunk.
 
-    Chapter: The cache.
+    Chapter: The KV cache.
     """
     from qlab.nn import dequantize_model
 

@@ -28,7 +28,7 @@ def gigabytes(layers: int, numbers: int, tokens: int, bits: float) -> float:
 def cache_sizes() -> Picture:
     """Weights and cache of several models, with the length of the context and the bits to choose.
 
-    Chapter: The cache.
+    Chapter: The KV cache.
     """
     rows = [
         (

@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -135,3 +136,10 @@ def test_what_is_not_there_is_refused_with_a_remedy():
         read_stories("de")
     with pytest.raises(QlabError, match="no split 'dev': choose from train"):
         texts("dev")
+
+
+def test_the_changelog_counts_the_stories():
+    root = Path(__file__).resolve().parents[2]
+    counts = {language: len(read_stories(language)) for language in LANGUAGES}
+    said = f"{counts['en']:,} stories and {counts['zh']} in Chinese"
+    assert said in (root / "CHANGELOG.md").read_text(encoding="utf-8")
