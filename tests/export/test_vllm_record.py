@@ -20,5 +20,5 @@ def test_the_record_is_of_the_weights_that_are_shipped():
 def test_vllm_says_what_qlab_says(name):
     row = RECORD["folders"][name]
     # float16 and bfloat16 move the mean loss in its fourth digit. With one fixed scale for a whole
-    # input vLLM's figure was seen 2% lower than ours, near that of dynamic inputs. Why is not known.
+    # input vLLM's figure was seen 2% lower than ours, near that of dynamic inputs: unexplained.
     assert math.isclose(row["vllm"], row["qlab"], rel_tol=0.03 if name == "w8a8-static" else 1e-3)
