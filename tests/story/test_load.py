@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from qlab.errors import QlabError
 from qlab.story import corpus, load
 from qlab.story.model import check_safetensors
 from qlab.story.stories import texts
+
+STORYTELLER = Path(qlab.__file__).parent / "story" / "data" / "storyteller"
 
 
 @pytest.fixture
@@ -91,18 +94,31 @@ def test_a_folder_loads_as_it_was_saved(tiny, tiny_folder):
 
 
 @pytest.mark.speed
-def test_it_loads_in_three_seconds_in_a_fresh_process():
-    # As in a chapter, whose first lines import torch. Seconds of the processor: loading uses one
-    # core, and what else the machine does must not count.
-    code = (
-        "import time, torch, qlab; began = time.process_time(); qlab.story.load();"
+def test_loading_costs_little_more_than_transformers_does():
+    """A ratio of two fresh processes, both of which import torch first, as a chapter does.
+
+    Nearly all of it is transformers' own import (2.5 s of the processor on the machine that measured
+    it, 4 s on a slower one). What qlab adds may not exceed a third of that. Seconds of the processor:
+    what else the machine does must not count.
+    """
+    timed = (
+        "import time, torch\n{before}\nbegan = time.process_time()\n{load}\n"
         "print(time.process_time() - began)"
     )
-    seconds = [
-        float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
-        for _ in range(3)
-    ]
-    assert min(seconds) < 3, seconds
+    plain = (
+        "from transformers import AutoTokenizer, LlamaForCausalLM\n"
+        f"LlamaForCausalLM.from_pretrained({str(STORYTELLER)!r})\n"
+        f"AutoTokenizer.from_pretrained({str(STORYTELLER)!r})"
+    )
+
+    def seconds(before: str, load: str) -> float:
+        code = timed.format(before=before, load=load)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+        return float(done.stdout)
+
+    ours = min(seconds("import qlab", "qlab.story.load()") for _ in range(3))
+    theirs = min(seconds("", plain) for _ in range(3))
+    assert ours < 4 / 3 * theirs, (ours, theirs)
 
 
 def test_a_missing_path():
