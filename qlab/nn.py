@@ -15,7 +15,7 @@ from torch import nn
 from qlab.activations import ActivationQuant, integer_codes, integer_linear
 from qlab.calibrate.layers import linear_layers as linear_layers  # re-exported
 from qlab.core import QTensor, Scheme
-from qlab.core.qtensor import assemble
+from qlab.core.parts import PARTS, from_parts, parts_of
 from qlab.errors import QlabError
 
 
@@ -28,9 +28,10 @@ class QuantLinear(nn.Module):
     With ``activations`` the input is quantized too. Where the codes of both are integers, they are
     multiplied as integers (``integer_linear``); else both are dequantized and multiplied.
 
-    Buffers: ``packed`` uint8, ``scale``, ``zero_point`` (if asymmetric), ``tensor_scale`` (of
-    schemes that have one), ``bias`` (if any),
-    ``input_scale`` and ``input_zero_point`` (if the input has a static range).
+    Buffers: ``packed`` uint8, ``scale`` (or, where the scales are quantized too, ``scale_codes``
+    uint8, ``scale_absmax`` and ``scale_offset``), ``zero_point`` (if asymmetric), ``tensor_scale``
+    (of schemes that have one), ``bias`` (if any), ``input_scale`` and
+    ``input_zero_point`` (if the input has a static range).
     """
 
     def __init__(
@@ -45,10 +46,9 @@ class QuantLinear(nn.Module):
         self.out_features, self.in_features = weight.shape
         self.scheme: Scheme = weight.scheme
         self.dtype_name = weight.dtype
-        self.register_buffer("packed", weight.packed)
-        self.register_buffer("scale", weight.scale)
-        self.register_buffer("zero_point", weight.zero_point)
-        self.register_buffer("tensor_scale", weight.tensor_scale)
+        parts = parts_of(weight)
+        for part in PARTS:
+            self.register_buffer(part, parts.get(part))
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
         self.input_scheme = None if activations is None else activations.scheme
         self.register_buffer("input_scale", None if activations is None else activations.scale)
@@ -66,15 +66,9 @@ class QuantLinear(nn.Module):
     @property
     def qweight(self) -> QTensor:
         """The weight as a QTensor (shares the buffers)."""
-        return assemble(
-            self.packed,
-            self.scale,
-            self.zero_point,
-            self.scheme,
-            (self.out_features, self.in_features),
-            self.dtype_name,
-            self.tensor_scale,
-        )
+        parts = {part: getattr(self, part) for part in PARTS}
+        shape = (self.out_features, self.in_features)
+        return from_parts(parts, self.scheme, shape, self.dtype_name)
 
     @property
     def weight(self) -> torch.Tensor:

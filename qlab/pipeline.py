@@ -135,7 +135,8 @@ def quantize_model(
         schemes: pattern of layer names (``*`` and ``?``) -> the scheme of their weights, or None to
             keep such layers as they are; the first pattern that fits counts.
         skip: last names of layers to leave alone.
-        options: the method's own options (its frozen dataclass); None for the defaults.
+        options: the method's own options: its frozen dataclass, or a dict of what differs from
+            the defaults; None for the defaults.
         resume: a folder for finished blocks, of methods that work block by block (``gptq`` ...):
             the same call after an interruption goes on from there. Remove it afterwards.
         progress: show a bar.
@@ -152,7 +153,7 @@ def quantize_model(
             f"method '{method}' needs calibration data: pass calibration=story.calibration(), "
             "or use 'rtn', which needs none"
         )
-    options = options or chosen.options()
+    options = chosen.options_from(options)
     small = copy.deepcopy(model)
     layers = list(linear_layers(small, skip))
     if not layers:

@@ -19,11 +19,9 @@ import torch
 from safetensors.torch import load_file, save
 
 from qlab.core import QTensor, Scheme
-from qlab.core.qtensor import assemble
+from qlab.core.parts import PARTS, from_parts, parts_of
 from qlab.errors import QlabError
 from qlab.files import new_file
-
-PARTS = ("packed", "scale", "zero_point", "tensor_scale")
 
 
 class Progress:
@@ -52,10 +50,8 @@ class Progress:
         tensors, about = {}, {}
         for name, q in layers.items():
             about[name] = {"scheme": q.scheme.name, "shape": list(q.shape), "dtype": q.dtype}
-            for part in PARTS:
-                value = getattr(q, part)
-                if value is not None:
-                    tensors[f"{name}.{part}"] = torch.as_tensor(value).cpu().contiguous()
+            for part, value in parts_of(q).items():
+                tensors[f"{name}.{part}"] = torch.as_tensor(value).cpu().contiguous()
         with new_file(self._file(index)) as file:
             file.write_bytes(save(tensors, metadata={"layers": json.dumps(about)}))
 
@@ -70,14 +66,11 @@ class Progress:
             about = json.loads(opened.metadata()["layers"])
         tensors = load_file(file)
         return {
-            name: assemble(
-                tensors[f"{name}.packed"],
-                tensors[f"{name}.scale"],
-                tensors.get(f"{name}.zero_point"),
+            name: from_parts(
+                {part: tensors.get(f"{name}.{part}") for part in PARTS},
                 Scheme.parse(a["scheme"]),
                 tuple(a["shape"]),
                 a["dtype"],
-                tensors.get(f"{name}.tensor_scale"),
             )
             for name, a in about.items()
         }

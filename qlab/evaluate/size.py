@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-# Buffers of a quantized layer whose bytes its QTensor counts.
-_PARTS = ("packed", "scale", "zero_point", "tensor_scale")
+from qlab.core.parts import PARTS
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,12 @@ def model_size(model: Any) -> Size:
     for name, layer in quant_layers(model):
         quantized += layer.qweight.nbytes
         # Layers of granularity `global` hold the same scale and zero point: count them once.
-        if layer.scale.data_ptr() in scales:
-            quantized -= layer.qweight.nbytes - layer.packed.numel()
-        scales.add(layer.scale.data_ptr())
+        if layer.scale is not None:
+            if layer.scale.data_ptr() in scales:
+                quantized -= layer.qweight.nbytes - layer.packed.numel()
+            scales.add(layer.scale.data_ptr())
         weights += layer.in_features * layer.out_features
-        inside |= {f"{name}.{part}" for part in _PARTS}
+        inside |= {f"{name}.{part}" for part in PARTS}
     seen, rest = set(), 0
     # The state dict is what a file holds; it leaves out tables that are computed at start-up.
     for name, tensor in model.state_dict().items():

@@ -1,9 +1,10 @@
 """A quantized model as a folder: safetensors, the tokenizer, and config.json with the scheme.
 
 qlab's own layout, for every scheme: each quantized layer ``L`` is stored as ``L.packed`` (uint8),
-``L.scale`` (in the bits of its type: ``se8m0`` as uint8) and, if asymmetric, ``L.zero_point``
-(packed like the codes, in one row), and ``L.tensor_scale`` of the schemes that have one; everything
-else under its usual name. Parameters that layers share (granularity ``global``) are stored with the
+``L.scale`` (in the bits of its type: ``se8m0`` as uint8; where the scales are quantized too,
+``L.scale_codes``, ``L.scale_absmax`` and ``L.scale_offset`` instead) and, if asymmetric,
+``L.zero_point`` (packed like the codes, in one row), and ``L.tensor_scale`` of the schemes that
+have one; everything else under its usual name. Parameters that layers share (granularity ``global``) are stored with the
 first of them.
 ``config.json`` carries ``quantization_config`` with ``quant_method: "qlab"``, and per layer the
 scheme, the shape, the dtype and, if it has the parameters of another layer, that one's name. Where
@@ -24,13 +25,13 @@ from safetensors.torch import load_file, save
 
 from qlab.activations import ActivationQuant
 from qlab.core import Scheme, pack, unpack
-from qlab.core.qtensor import assemble
+from qlab.core.parts import DOUBLED, from_parts
 from qlab.core.scales import decode_scale, encode_scale
 from qlab.errors import QlabError
 from qlab.files import new_folder
 from qlab.nn import QuantLinear, quant_layers, replace_layer
 
-VERSION = 2  # 2: activations
+VERSION = 3  # 2: activations; 3: doubly quantized scales
 
 
 def save_folder(
@@ -118,22 +119,18 @@ def load_folder(folder: str | Path) -> Any:
         scheme, owner = Scheme.parse(about["scheme"]), about.get("params_of", name)
         try:
             packed = tensors.pop(f"{name}.packed")
-            if owner not in params:
-                params[owner] = _read_params(tensors, owner, scheme)
-            tensor_scale = None
+            if f"{name}.scale_codes" in tensors:
+                parts = {part: tensors.pop(f"{name}.{part}") for part in DOUBLED}
+            else:
+                if owner not in params:
+                    params[owner] = _read_params(tensors, owner, scheme)
+                parts = dict(zip(("scale", "zero_point"), params[owner], strict=True))
             if scheme.has_tensor_scale:
-                tensor_scale = tensors.pop(f"{name}.tensor_scale")
+                parts["tensor_scale"] = tensors.pop(f"{name}.tensor_scale")
         except KeyError as error:
             raise QlabError(f"'{folder}': tensor {error} is missing; quantize again") from None
-        scale, zero_point = params[owner]
-        weight = assemble(
-            packed,
-            scale,
-            zero_point,
-            scheme,
-            tuple(about["shape"]),
-            about["dtype"],
-            tensor_scale,
+        weight = from_parts(
+            {"packed": packed, **parts}, scheme, tuple(about["shape"]), about["dtype"]
         )
         try:
             inputs = _read_activations(tensors, name, about.get("activations"))

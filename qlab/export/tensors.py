@@ -31,7 +31,7 @@ from safetensors.numpy import save
 
 from qlab.core import QTensor, Scheme, pack, unpack
 from qlab.core._array import is_torch, to_numpy
-from qlab.core.qtensor import assemble
+from qlab.core.parts import PARTS, from_parts, parts_of
 from qlab.core.scales import decode_scale, encode_scale
 from qlab.errors import QlabError
 from qlab.files import new_file
@@ -113,40 +113,32 @@ def load_qtensors(path: str | Path) -> dict[str, QTensor]:
 
 def _parts(q: QTensor) -> dict[str, Any]:
     """The arrays of a QTensor as they are stored."""
-    parts = {"packed": q.packed, "scale": encode_scale(q.scale, q.scheme.scale_word)}
-    if q.zero_point is not None and "float" in str(q.zero_point.dtype):
-        parts["zero_point"] = q.zero_point  # real ones (HQQ) are stored as they are
-    elif q.zero_point is not None:
+    parts = dict(parts_of(q))
+    if "scale" in parts:
+        parts["scale"] = encode_scale(q.scale, q.scheme.scale_word)
+    if q.zero_point is not None and "float" not in str(q.zero_point.dtype):  # HQQ's are floats
         fmt = q.scheme.integer
         flat = to_numpy(q.zero_point).reshape(-1)
         parts["zero_point"] = pack((flat - fmt.qmin).astype(np.uint8), fmt.bits)
-    if q.tensor_scale is not None:
-        parts["tensor_scale"] = q.tensor_scale
     return parts
 
 
-def _assembled(name: str, facts: dict[str, Any], parts: dict[str, Any]) -> QTensor:
+def _assembled(name: str, facts: dict[str, Any], stored: dict[str, Any]) -> QTensor:
     scheme = Scheme.parse(facts["scheme"])
-    scale = decode_scale(parts[f"{name}.scale"], scheme.scale_word)
-    zero_point = parts.get(f"{name}.zero_point")
+    parts = {part: stored[f"{name}.{part}"] for part in PARTS if f"{name}.{part}" in stored}
+    if "scale" in parts:
+        parts["scale"] = decode_scale(parts["scale"], scheme.scale_word)
+    zero_point = parts.get("zero_point")
     if zero_point is not None and "float" not in str(zero_point.dtype):
         fmt, count = scheme.integer, math.prod(facts["scale_shape"])
-        zeros = to_numpy(unpack(parts[f"{name}.zero_point"], fmt.bits, count))
+        zeros = to_numpy(unpack(zero_point, fmt.bits, count))
         shaped = (zeros.astype(np.int32) + fmt.qmin).reshape(facts["scale_shape"])
-        zero_point = shaped
-        if is_torch(scale):
+        parts["zero_point"] = shaped
+        if is_torch(parts["scale"]):
             import torch
 
-            zero_point = torch.from_numpy(shaped)
-    return assemble(
-        parts[f"{name}.packed"],
-        scale,
-        zero_point,
-        scheme,
-        tuple(facts["shape"]),
-        facts["dtype"],
-        parts.get(f"{name}.tensor_scale"),
-    )
+            parts["zero_point"] = torch.from_numpy(shaped)
+    return from_parts(parts, scheme, tuple(facts["shape"]), facts["dtype"])
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:

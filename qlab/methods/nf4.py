@@ -26,6 +26,7 @@ from qlab.core import QTensor, Scheme, pack, quantize, unpack
 from qlab.core._array import Array, namespace, to_numpy
 from qlab.core.codebooks import CodebookFormat
 from qlab.core.double_quantization import BLOCK, DYNAMIC_MAP, DoubleQuantized, double_quantize
+from qlab.core.double_tensor import DoubleTensor, double_tensor
 from qlab.core.qtensor import from_codes
 from qlab.errors import QlabError
 from qlab.methods.registry import register
@@ -46,24 +47,6 @@ class Nf4Options:
 
     double: bool = True
     pad: bool = False
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class DoubleTensor(QTensor):
-    """A QTensor whose scales are stored as bytes. Immutable.
-
-    Attributes:
-        scale: float32, what the bytes stand for: ``doubled.dequantize()``.
-        doubled: codes, absmax and offset of the scales.
-    """
-
-    doubled: DoubleQuantized | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the codes and of the doubly quantized scales."""
-        codes = int(np.prod(tuple(self.packed.shape)))
-        return codes if self.doubled is None else codes + self.doubled.nbytes
 
 
 @register(
@@ -103,7 +86,7 @@ def nf4(weight: Array, stats: Any, scheme: Scheme, options: Nf4Options | None = 
     # keeps the mean of the scales.
     xp = namespace(q.scale)
     doubled = double_quantize(xp.where(_empty(q), xp.zeros_like(q.scale), q.scale))
-    return _doubled(q, doubled)
+    return double_tensor(q.packed, doubled, q.scheme, q.shape, q.dtype)
 
 
 def to_bitsandbytes(q: QTensor) -> dict[str, Any]:
@@ -216,13 +199,9 @@ def from_bitsandbytes(parts: Mapping[str, Any]) -> QTensor:
         absmax = found["absmax"].reshape(blocks)
         scale = torch.where(absmax == 0, torch.ones_like(absmax), absmax)
     q = from_codes(codes.reshape(shape), scale, None, scheme, dtype=facts["dtype"])
-    return q if doubled is None else _doubled(q, doubled)
-
-
-def _doubled(q: QTensor, doubled: DoubleQuantized) -> DoubleTensor:
-    return DoubleTensor(
-        q.packed, doubled.dequantize(), None, q.scheme, q.shape, q.dtype, None, doubled
-    )
+    if doubled is None:
+        return q
+    return double_tensor(q.packed, doubled, q.scheme, q.shape, q.dtype)
 
 
 def _empty(q: QTensor) -> Array:

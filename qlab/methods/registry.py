@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from qlab.core import QTensor
@@ -68,6 +68,29 @@ class Method:
     def needs_of(self, options: Any) -> tuple[str, ...]:
         """What ``stats`` must hold with these options."""
         return self.needs(options) if callable(self.needs) else self.needs
+
+    def options_from(self, given: Any) -> Any:
+        """The options: ``given`` itself, or made of a dict of what differs from the defaults.
+
+        Raises: QlabError for the name of no option, or the options of another method.
+        """
+        if given is None:
+            return self.options()
+        if isinstance(given, self.options):
+            return given
+        names = [field.name for field in fields(self.options)]
+        if not isinstance(given, Mapping):
+            raise QlabError(
+                f"method '{self.name}' takes {self.options.__name__}, not "
+                f"{type(given).__name__}: pass it, or a dict of {', '.join(names)}"
+            )
+        unknown = [str(name) for name in given if name not in names]
+        if unknown:
+            raise QlabError(
+                f"method '{self.name}' has no option '{unknown[0]}': it has "
+                f"{', '.join(names) or 'none'}"
+            )
+        return self.options(**given)
 
 
 _METHODS: dict[str, Method] = {}

@@ -90,3 +90,27 @@ def test_nothing_is_left_behind_when_writing_fails(tmp_path):
         file.write_text("half")
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
+
+
+def test_doubly_quantized_scales_stay_bytes(tiny, tmp_path):
+    """In the model, in its folder and after reading it: 4 + 8/64 bits and a little, not 4.5."""
+    from qlab.core.double_tensor import DoubleTensor
+    from qlab.evaluate import model_size
+    from qlab.nn import quant_layers
+
+    model, tokenizer = tiny
+    small, report = qlab.quantize_model(model, method="nf4", scheme="nf4-g32", progress=False)
+    once, _ = qlab.quantize_model(
+        model, method="nf4", scheme="nf4-g32", options={"double": False}, progress=False
+    )
+    assert model_size(once).bits_per_weight == 4 + 32 / 32
+    assert model_size(small).bits_per_weight == pytest.approx(report.bits_per_weight)
+    assert 4 + 8 / 32 < model_size(small).bits_per_weight < 4.4
+    save_folder(small, tokenizer, tmp_path / "out", method="nf4")
+    back = dict(quant_layers(load_folder(tmp_path / "out")))
+    for name, layer in quant_layers(small):
+        assert layer.scale is None and isinstance(back[name].qweight, DoubleTensor)
+        assert back[name].qweight.nbytes == layer.qweight.nbytes
+        assert torch.equal(back[name].weight, layer.weight)
+    names = load_file(tmp_path / "out" / "model.safetensors")
+    assert not any(n.endswith((".scale", ".zero_point")) for n in names)

@@ -195,3 +195,16 @@ def test_mixed_or_foreign_values_are_refused(tmp_path):
     with pytest.raises(qlab.QlabError, match="'a' is a ndarray"):
         save_qtensors(tmp_path / "w", {"a": w})
     assert isinstance(a, QTensor) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_doubly_quantized_scales_stay_bytes(tmp_path, library):
+    from qlab.core import Scheme
+    from qlab.methods.nf4 import nf4
+
+    w = np.random.default_rng(3).standard_normal((8, 256)).astype(np.float32)
+    q = nf4(torch.from_numpy(w) if library == "torch" else w, None, Scheme.parse("nf4-g64"))
+    save_qtensors(tmp_path / "q.safetensors", {"w": q})
+    back = load_qtensors(tmp_path / "q.safetensors")["w"]
+    assert type(back) is type(q) and back.nbytes == q.nbytes
+    assert np.array_equal(np.asarray(back.dequantize()), np.asarray(q.dequantize()))

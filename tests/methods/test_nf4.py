@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 import qlab
 from qlab.core import Scheme
 from qlab.core.double_quantization import DYNAMIC_MAP
+from qlab.core.double_tensor import DoubleTensor
 from qlab.methods.nf4 import (
-    DoubleTensor,
     Nf4Options,
     from_bitsandbytes,
     nf4,

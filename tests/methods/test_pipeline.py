@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import qlab
+from qlab.errors import QlabError
 from qlab.nn import QuantLinear, dequantize_model, linear_layers, quant_layers, weight_of
 from tests.models import random_model
 
@@ -59,3 +60,19 @@ def test_bad_input_names_the_thing(tiny):
         qlab.quantize_model(broken, "rtn", "int4-channel")
     with pytest.raises(qlab.QlabError, match="matrix"):
         QuantLinear(qlab.quantize(torch.ones(4), "int8-tensor"))
+
+
+def test_options_may_be_a_dict_and_wrong_ones_are_named(tiny):
+    from qlab.methods.eetq import EetqOptions
+    from qlab.methods.hqq import HqqOptions
+
+    model, _ = tiny
+    both = [
+        qlab.quantize_model(model, method="hqq", scheme="int4-asym-g32", options=options)[1]
+        for options in ({"iterations": 3}, HqqOptions(iterations=3))
+    ]
+    assert [r.sqnr for r in both[0].layers] == [r.sqnr for r in both[1].layers]
+    with pytest.raises(QlabError, match=r"no option 'steps': it has .*iterations"):
+        qlab.quantize_model(model, method="hqq", scheme="int4-asym-g32", options={"steps": 3})
+    with pytest.raises(QlabError, match="takes HqqOptions, not EetqOptions"):
+        qlab.quantize_model(model, method="hqq", scheme="int4-asym-g32", options=EetqOptions())

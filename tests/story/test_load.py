@@ -97,8 +97,8 @@ def test_a_folder_loads_as_it_was_saved(tiny, tiny_folder):
 def test_loading_costs_little_more_than_transformers_does():
     """A ratio of two fresh processes, both of which import torch first, as a chapter does.
 
-    Nearly all of it is transformers' own import (2.5 s of the processor on the machine that measured
-    it, 4 s on a slower one). What qlab adds may not exceed a third of that. Seconds of the processor:
+    Nearly all of it is the import of transformers (2.5 s of the processor on one machine, 4 s on
+    another). What qlab adds may not exceed a third of that. Seconds of the processor:
     what else the machine does must not count.
     """
     timed = (
