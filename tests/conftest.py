@@ -2,6 +2,8 @@
 
 import pytest
 
+pytest_plugins = ["tests.coverage_plugin"]
+
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):

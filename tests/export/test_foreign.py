@@ -112,6 +112,7 @@ CASES = [
 ]
 
 
+@pytest.mark.engine("export {format}", "qlab")
 @pytest.mark.parametrize(("scheme", "format", "activations"), CASES)
 @pytest.mark.parametrize("kind", ["qwen2", "tiny"])
 def test_a_folder_comes_back(kind, scheme, format, activations, tiny, tmp_path):
@@ -130,6 +131,8 @@ def test_a_folder_comes_back(kind, scheme, format, activations, tiny, tmp_path):
     assert qlab.load(tmp_path / "out").model(ids[0]).logits.shape[1] == 20
 
 
+@pytest.mark.engine("export compressed-tensors", "transformers")
+@pytest.mark.engine("method rtn", "transformers")
 @pytest.mark.parametrize("scheme", ["int4-g32", "int3-channel", "int8-g32"])
 def test_transformers_loads_compressed_tensors(scheme, tiny, tmp_path):
     from transformers import AutoModelForCausalLM

@@ -16,7 +16,18 @@ def test_the_record_is_of_the_weights_that_are_shipped():
     assert list(RECORD["folders"]) == list(FOLDERS)
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+def folders():
+    """Each folder, with what it says about the method and the format (for the coverage page)."""
+    for name, (method, _, _, format) in FOLDERS.items():
+        marks = [
+            pytest.mark.engine(f"{kind} {word}", "vLLM (recorded)")
+            for kind, word in (("method", method), ("export", format))
+            if word
+        ]
+        yield pytest.param(name, marks=marks)
+
+
+@pytest.mark.parametrize("name", list(folders()))
 def test_vllm_says_what_qlab_says(name):
     row = RECORD["folders"][name]
     # float16 and bfloat16 move the mean loss in its fourth digit. With one fixed scale for a whole

@@ -42,6 +42,7 @@ def logits(model, ids):
         return model(torch.tensor([ids])).logits[0].numpy()
 
 
+@pytest.mark.engine("export gguf", "qlab")
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_through_llamacpp_and_back(name, tmp_path):
     size, kind, changes = MODELS[name]

@@ -88,6 +88,7 @@ def test_errors_are_below_half_a_step_except_at_the_positive_end(seed):
     assert (steps[~inside] >= -1 - 1e-5).all() and (steps[~inside] <= -0.5 + 1e-5).all()
 
 
+@pytest.mark.oracle("method eetq", "torch", "equal codes")
 def test_torch_gives_the_same_codes():
     """torch.quantize_per_channel with these scales; it rounds halves to even, and none is here."""
     w = torch.from_numpy(inputs()["normal"])

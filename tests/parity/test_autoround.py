@@ -47,6 +47,9 @@ def test_the_versions_are_named(recorded):
     assert json.loads(str(recorded["versions"]))["auto-round"] == "0.16.1"
 
 
+@pytest.mark.oracle(
+    "method autoround", "auto-round (recorded)", "equal weights for the same V, alpha and beta"
+)
 @pytest.mark.parametrize("kind", record.KINDS)
 @pytest.mark.parametrize(("bits", "group_size"), record.GRIDS)
 def test_given_v_alpha_and_beta_the_weights_are_the_same(recorded, kind, bits, group_size):
@@ -63,6 +66,9 @@ def test_given_v_alpha_and_beta_the_weights_are_the_same(recorded, kind, bits, g
     )
 
 
+@pytest.mark.oracle(
+    "method autoround", "auto-round (recorded)", "the same learned rounding from the same seed"
+)
 @pytest.mark.parametrize(("bits", "group_size", "steps"), record.RUNS)
 def test_the_same_is_learned(recorded, bits, group_size, steps):
     x, w = torch.from_numpy(record.inputs()), torch.from_numpy(record.matrix("normal"))

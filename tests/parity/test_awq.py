@@ -42,6 +42,7 @@ def groups_of(w, scheme):
     return w.reshape(-1, qlab.Scheme.parse(scheme).granularity.block_shape(w.shape)[1])
 
 
+@pytest.mark.oracle("method awq", "autoawq (recorded)", "equal bits of the rounded weights")
 @pytest.mark.parametrize("case", recorder.PSEUDO, ids=lambda c: scheme_of(*c))
 @pytest.mark.parametrize("kind", recorder.KINDS)
 def test_pseudo_quantization_bit_for_bit(kind, case):
@@ -82,6 +83,7 @@ def blocks(bits, duo):
         yield block, scale_block(block, awq_groups(block), f"int{bits}-asym-g32", options)
 
 
+@pytest.mark.oracle("method awq", "autoawq (recorded)", "the same searched scales")
 @pytest.mark.parametrize(("bits", "duo"), MODELS)
 def test_the_search_finds_the_same_scales(bits, duo):
     seen = 0
@@ -107,6 +109,7 @@ def test_the_clipping_limits_are_equal(kind, bits):
     assert (ours < w.reshape(64, -1, 32).abs().amax(2)).float().mean() > 0.2  # some are clipped
 
 
+@pytest.mark.oracle("method awq", "autoawq (recorded)", "the same clipping limits")
 @pytest.mark.parametrize(("bits", "duo"), MODELS)
 def test_the_clipping_limits_are_the_same_in_a_model(bits, duo):
     """Given all 96 tokens, as theirs. The weights come from the search, so their last bits differ.

@@ -52,6 +52,7 @@ def test_product_quantization_is_not_worse(name, dim, bits):
         assert theirs <= ours * (1 + TOLERANCE) + floor
 
 
+@pytest.mark.oracle("method vq", "faiss", "equal codes for the same codebooks")
 @pytest.mark.parametrize("bits", [4, 8])
 def test_with_their_codebooks_the_codes_are_theirs(bits):
     x = SAMPLES["gaussian"]

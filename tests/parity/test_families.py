@@ -302,6 +302,8 @@ class Reader:
         return next(self.batches, None)
 
 
+@pytest.mark.engine("export onnx", "onnxruntime")
+@pytest.mark.engine("method rtn", "onnxruntime")
 def test_onnxruntime_static(exported, noise, tmp_path):
     from onnxruntime.quantization import (
         CalibrationMethod,

@@ -90,6 +90,7 @@ def test_every_pattern_decodes_as_in_ml_dtypes(name):
         assert fmt.smallest_normal == float(info.smallest_normal)
 
 
+@pytest.mark.oracle("format {name}", "ml_dtypes", "equal codes of millions of floats")
 @pytest.mark.parametrize("name", PEERS)
 def test_conversion_of_millions_of_floats_equals_ml_dtypes(name):
     fmt, peer = get_format(name), np.dtype(PEERS[name])

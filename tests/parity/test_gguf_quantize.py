@@ -49,6 +49,7 @@ def test_every_type_of_the_library_is_known():
     assert there == known
 
 
+@pytest.mark.oracle("type {name}", "llama.cpp", "equal bytes, with and without importance")
 @pytest.mark.parametrize("importance", importances())
 @pytest.mark.parametrize("name", COMPILED)
 @pytest.mark.parametrize("engine", ["numpy", "numba"])
@@ -62,6 +63,7 @@ def test_hard_arrays(name, engine, importance):
     assert_same(got, expected(x, name, row), name, arrays)
 
 
+@pytest.mark.oracle("type {name}", "llama.cpp", "equal bytes")
 @pytest.mark.parametrize("name", PLAIN)
 def test_hard_arrays_of_types_without_a_search(name):
     arrays = hard_arrays()
@@ -100,6 +102,7 @@ def test_random_arrays_of_every_spread(name):
 READ = [n for n in COMPILED + PLAIN + GRIDS if n not in ("Q8_1", "Q8_K")]
 
 
+@pytest.mark.oracle("type {name}", "llama.cpp", "equal weights from any bytes")
 @pytest.mark.parametrize("name", READ)
 @pytest.mark.parametrize("engine", ["numpy", "auto"])
 def test_any_bytes_are_read_alike(name, engine):

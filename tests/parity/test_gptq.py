@@ -56,6 +56,7 @@ def close(ours, theirs):
         assert far.mean() < 0.05
 
 
+@pytest.mark.oracle("method gptq", "{tool} (recorded)", "zero difference of codes and scales")
 @pytest.mark.parametrize(("tool", "case"), ALL, ids=[f"{t}: {c.name}" for t, c in ALL])
 def test_zero_difference(recorded, tool, case):
     """Codes, zero points and scales: equal, all of them."""

@@ -51,6 +51,7 @@ def theirs(w, bits, group, solver, **how):
     return codes, meta["scale"], meta["zero"], restored
 
 
+@pytest.mark.oracle("method hqq", "hqq", "equal codes, scales and zero points")
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("group", [16, 64])
 def test_the_default_solver(bits, group):
@@ -65,6 +66,7 @@ def test_the_default_solver(bits, group):
         assert torch.equal((q.dequantize() - w).abs().mean(), (restored - w).abs().mean()), what
 
 
+@pytest.mark.oracle("method hqq", "hqq", "equal codes, scales and zero points")
 @pytest.mark.parametrize("bits", [8, 4, 2])
 def test_the_slower_solver_whose_beta_grows(bits):
     for what in ("normal", "outlier", "wide, so that errors are shrunk", "constant rows"):

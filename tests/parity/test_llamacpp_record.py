@@ -101,6 +101,7 @@ def test_perplexity_is_llamacpps(teller):
     assert found == pytest.approx(record()["perplexity"], rel=1e-5), REMEDY
 
 
+@pytest.mark.engine("export gguf", "llama.cpp")
 @pytest.mark.parametrize("mix", ["q8_0", "q4_k_m", "q2_k", "iq4_xs"])
 def test_llamacpp_reads_in_a_mix_what_we_read(mix, teller, tmp_path):
     """It computes with inputs rounded to 8 bits, so the logits are close and not equal."""
@@ -119,6 +120,7 @@ def test_llamacpp_reads_in_a_mix_what_we_read(mix, teller, tmp_path):
         assert kl < 0.5 * (whole.exp() * (whole - ours)).sum(-1).mean()
 
 
+@pytest.mark.engine("export gguf", "transformers")
 def test_transformers_loads_our_files(file, teller, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

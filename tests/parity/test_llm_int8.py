@@ -51,6 +51,7 @@ def matrices():
     }
 
 
+@pytest.mark.oracle("method llm_int8", "bitsandbytes", "equal codes")
 @pytest.mark.parametrize("name", matrices())
 def test_weight_codes(name):
     w = matrices()[name]
@@ -106,6 +107,7 @@ def test_the_constant_of_the_cpu_is_not_quite_one_over_127_squared():
     assert abs(their_constant() * 127**2 - 1) < 2e-5
 
 
+@pytest.mark.oracle("method llm_int8", "bitsandbytes", "the same output of the layer, to rounding")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @pytest.mark.parametrize("threshold", [0.0, 2.0, 6.0])
 @pytest.mark.parametrize("name", [n for n in matrices() if n != "huge"])

@@ -37,6 +37,7 @@ def inputs():
     }
 
 
+@pytest.mark.oracle("method nf4", "bitsandbytes", "equal bytes of every saved tensor")
 @pytest.mark.parametrize("size", [64, 128, 256])
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("double", [True, False])
@@ -60,6 +61,8 @@ def test_the_saved_tensors(kind, size, double):
             assert torch.equal(back.dequantize(), restored) and back.nbytes == q.nbytes
 
 
+@pytest.mark.engine("export bitsandbytes", "bitsandbytes")
+@pytest.mark.engine("method nf4", "bitsandbytes")
 def test_bitsandbytes_loads_what_qlab_saves():
     w = inputs()["normal"]
     q = nf4(w, None, Scheme.parse("nf4-g64"))

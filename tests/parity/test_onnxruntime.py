@@ -118,6 +118,8 @@ def rows():
     ).astype(np.float32)
 
 
+@pytest.mark.oracle("method rtn", "onnxruntime", "equal codes")
+@pytest.mark.oracle("format {fmt}", "onnxruntime", "equal codes")
 @pytest.mark.parametrize("fmt", TYPES)
 @pytest.mark.parametrize("granularity", ["tensor", "channel", "channel1", "g32", "g16", "g4"])
 def test_min_max_quantization_of_hard_rows(fmt, granularity):

@@ -29,6 +29,7 @@ def samples():
 SAMPLES = dict(samples())
 
 
+@pytest.mark.oracle("method kmeans", "scikit-learn", "an error that is never larger")
 @pytest.mark.parametrize("k", [1, 2, 3, 5, 8, 16])
 @pytest.mark.parametrize("name", SAMPLES)
 def test_the_dynamic_program_is_never_worse(name, k):

@@ -53,6 +53,7 @@ def pairs():
     }
 
 
+@pytest.mark.oracle("method smoothquant", "torchao", "the same scales from the same statistics")
 @pytest.mark.parametrize("alpha", [0.0, 0.25, 0.5, 0.75, 1.0])
 @pytest.mark.parametrize("name", pairs())
 def test_torchao_has_the_same_scales(name, alpha):
@@ -123,6 +124,7 @@ def output_of(block, source):
     return kept[0]
 
 
+@pytest.mark.oracle("method smoothquant", "llm-compressor (recorded)", "the same smoothed model")
 @pytest.mark.parametrize("alpha", RECORD["norms"])
 def test_llm_compressor_smooths_a_model_alike(alpha):
     """The norms of a small Llama after their whole modifier, ours given their statistics."""

@@ -101,6 +101,7 @@ def test_per_tensor(word):
         assert count <= 0.01 * w.numel() or what == "ties", what
 
 
+@pytest.mark.oracle("method rtn", "torch", "equal codes but at ties of the inverse scale")
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("word", DTYPES)
 def test_per_channel(word, axis):
@@ -144,6 +145,7 @@ def test_with_a_power_of_two_they_are_equal(word, exponent):
             assert torch.equal(ours.dequantize()[fits], plain[fits]), what
 
 
+@pytest.mark.oracle("format int{bits}", "torch", "equal values but at ties")
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("axis", [None, 0, 1])
 def test_fake_quantize(bits, axis):

@@ -59,6 +59,7 @@ def numbers(x):
     return x.contiguous().view(torch.int32)
 
 
+@pytest.mark.oracle("format {scheme}", "torchao", "equal codes and scales")
 @pytest.mark.parametrize("scheme", MX)
 def test_mx(scheme):
     """Their scaling mode FLOOR, the standard's: 2^(floor(log2 amax) - emax), saturating."""
@@ -101,6 +102,7 @@ def test_mx_of_next_to_nothing(scheme):
     assert their_error.max() > 1
 
 
+@pytest.mark.oracle("format nvfp4", "torchao", "equal codes and scales")
 def test_nvfp4():
     for what, w in inputs().items():
         q = quantize(w, "nvfp4")

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ import torch
 import qlab
 from qlab.methods.awq import awq_scales, scaled_rounding
 from qlab.viz.awq import BINS, RATIOS, errors, scale_ratio
+from tests.browser import chromium
 
 
 def layer(seed=0):
@@ -51,18 +51,8 @@ def test_bad_input_is_refused():
 
 @pytest.fixture(scope="module")
 def page():
-    from playwright.sync_api import sync_playwright
-
-    names = ("chromium", "chromium-browser", "google-chrome")
-    program = next(filter(None, map(shutil.which, names)), None)
-    if program is None:
-        pytest.fail("no Chromium: run tools/browser.sh, or install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=program, args=["--no-sandbox", "--disable-gpu"]
-        )
+    with chromium() as browser:
         yield browser.new_page(viewport={"width": 390, "height": 844})
-        browser.close()
 
 
 @pytest.mark.tools

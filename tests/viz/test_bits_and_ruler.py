@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -18,27 +17,19 @@ from qlab import viz
 from qlab.core import get_format
 from qlab.viz import bits
 from qlab.viz.ruler import LABELS as ON_THE_RULER
+from tests.browser import chromium
 
 pytestmark = pytest.mark.tools
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 @pytest.fixture(scope="module")
-def chromium():
-    from playwright.sync_api import sync_playwright
-
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.fail("no Chromium: run tools/browser.sh, or install chromium")
-    with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-gpu", "--no-first-run"]
-        running = playwright.chromium.launch(executable_path=program, args=flags)
+def browser():
+    with chromium() as running:
         yield running
-        running.close()
 
 
 @pytest.fixture
-def open_figure(chromium, tmp_path):
+def open_figure(browser, tmp_path):
     """``open_figure(picture)`` -> its page; errors of its script fail the test."""
     errors, pages = [], []
 
@@ -46,7 +37,7 @@ def open_figure(chromium, tmp_path):
         path = tmp_path / f"{len(pages)}.html"
         head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         path.write_text(f"<!doctype html>{head}<body>{picture.markup}", encoding="utf-8")
-        page = chromium.new_page(viewport={"width": width, "height": 900})
+        page = browser.new_page(viewport={"width": width, "height": 900})
         pages.append(page)
         page.on("pageerror", lambda e: errors.append(str(e)))
         page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)

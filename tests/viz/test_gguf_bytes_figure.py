@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -15,8 +14,8 @@ import qlab
 from qlab.gguf import block_type, dequantize, quantize
 from qlab.gguf.blocks._iq4 import LEVELS
 from qlab.viz.gguf_bytes import TYPES, codes_of, formulas, gguf_bytes, layout
+from tests.browser import chromium
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 HEAD = '<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
 
 
@@ -110,17 +109,10 @@ def test_bad_input_is_refused():
 
 @pytest.mark.tools
 def test_it_works_by_keyboard_on_a_phone(tmp_path):
-    from playwright.sync_api import sync_playwright
-
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.fail("no Chromium: run tools/browser.sh, or install chromium")
     picture, path, errors = gguf_bytes(weights()), tmp_path / "figure.html", []
     types = payload(picture)["types"]
     path.write_text(f"{HEAD}<body>{picture.markup}", encoding="utf-8")
-    with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-gpu", "--no-first-run"]
-        running = playwright.chromium.launch(executable_path=program, args=flags)
+    with chromium() as running:
         page = running.new_page(viewport={"width": 390, "height": 844})
         page.on("pageerror", lambda e: errors.append(str(e)))
         page.goto(path.as_uri())
@@ -154,5 +146,4 @@ def test_it_works_by_keyboard_on_a_phone(tmp_path):
         assert "Weight 0 was" in read.text_content()
         assert all(b.get_attribute("aria-label") for b in buttons.all())
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        running.close()
     assert errors == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,8 +13,7 @@ import torch
 import qlab
 from qlab.methods.gptq import GptqOptions, gptq
 from qlab.viz.gptq import gptq_steps, pushed_error
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+from tests.browser import chromium
 
 
 def small(seed=0, rows=4, columns=8):
@@ -79,20 +77,13 @@ def test_it_refuses_what_it_cannot_show():
 
 @pytest.mark.tools
 def test_the_script_shows_the_steps(tmp_path):
-    from playwright.sync_api import sync_playwright
-
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.fail("no Chromium: run tools/browser.sh, or install chromium")
     path = tmp_path / "figure.html"
     head = (
         '<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
     )
     path.write_text(f"{head}<body>{picture().markup}", encoding="utf-8")
     data, errors = payload(), []
-    with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-gpu", "--no-first-run"]
-        running = playwright.chromium.launch(executable_path=program, args=flags)
+    with chromium() as running:
         page = running.new_page(viewport={"width": 390, "height": 844})
         page.on("pageerror", lambda e: errors.append(str(e)))
         page.goto(path.as_uri())
@@ -110,5 +101,4 @@ def test_the_script_shows_the_steps(tmp_path):
         assert body.get_attribute("data-step") == "7"
         assert float(body.get_attribute("data-loss")) == data["kinds"][1]["rtn"]["loss"][7]
         assert "No later weight pays" in page.locator(".qfig-read").first.text_content()
-        running.close()
     assert errors == []

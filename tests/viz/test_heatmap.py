@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -16,8 +15,7 @@ from hypothesis import strategies as st
 import qlab
 from qlab import viz
 from qlab.viz.heatmap import LARGEST, as_integers, cut_into_blocks, sizes_of
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+from tests.browser import chromium
 
 
 def payload(picture):
@@ -101,25 +99,17 @@ def test_what_is_no_map_is_refused(bad):
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """The figure of a matrix on a page of its own."""
-    from playwright.sync_api import sync_playwright
-
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.fail("no Chromium: run tools/browser.sh, or install chromium")
     path = tmp_path_factory.mktemp("figure") / "figure.html"
     head = (
         '<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
     )
     path.write_text(f"{head}<body>{viz.error_map(matrix(), 'weights').markup}", encoding="utf-8")
     errors = []
-    with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-gpu", "--no-first-run"]
-        running = playwright.chromium.launch(executable_path=program, args=flags)
+    with chromium() as running:
         opened = running.new_page(viewport={"width": 390, "height": 844})
         opened.on("pageerror", lambda e: errors.append(str(e)))
         opened.goto(path.as_uri())
         yield opened
-        running.close()
     assert errors == []
 
 

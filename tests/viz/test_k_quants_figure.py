@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -15,8 +14,8 @@ from hypothesis import strategies as st
 import qlab
 from qlab.gguf import dequantize, quantize
 from qlab.viz.k_quants import SUB, TOP, search_landscape, state
+from tests.browser import chromium
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 HEAD = '<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
 
 
@@ -84,23 +83,15 @@ def test_it_takes_torch_and_numpy_and_refuses_what_is_no_block():
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """The figure on a page of its own."""
-    from playwright.sync_api import sync_playwright
-
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.fail("no Chromium: run tools/browser.sh, or install chromium")
     path = tmp_path_factory.mktemp("figure") / "figure.html"
     markup = search_landscape(block(), importance()).markup
     path.write_text(f"{HEAD}<body>{markup}", encoding="utf-8")
     errors = []
-    with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-gpu", "--no-first-run"]
-        running = playwright.chromium.launch(executable_path=program, args=flags)
+    with chromium() as running:
         opened = running.new_page(viewport={"width": 390, "height": 844})
         opened.on("pageerror", lambda e: errors.append(str(e)))
         opened.goto(path.as_uri())
         yield opened
-        running.close()
     assert errors == []
 
 

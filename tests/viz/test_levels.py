@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -16,8 +15,7 @@ import qlab
 from qlab import viz
 from qlab.core.kmeans import kmeans_1d
 from qlab.viz.levels import BINS, SIZES, distortion, starts
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+from tests.browser import chromium
 
 
 def payload(picture):
@@ -82,25 +80,17 @@ def test_it_takes_torch_and_numpy_and_refuses_what_has_no_histogram():
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """The figure on a page of its own."""
-    from playwright.sync_api import sync_playwright
-
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.fail("no Chromium: run tools/browser.sh, or install chromium")
     path = tmp_path_factory.mktemp("figure") / "figure.html"
     head = (
         '<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
     )
     path.write_text(f"{head}<body>{viz.codebook_levels(values()).markup}", encoding="utf-8")
     errors = []
-    with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-gpu", "--no-first-run"]
-        running = playwright.chromium.launch(executable_path=program, args=flags)
+    with chromium() as running:
         opened = running.new_page(viewport={"width": 390, "height": 844})
         opened.on("pageerror", lambda e: errors.append(str(e)))
         opened.goto(path.as_uri())
         yield opened
-        running.close()
     assert errors == []
 
 

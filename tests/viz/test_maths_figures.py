@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from qlab import viz
 from qlab.core.noise import optimal_clip
 from qlab.viz.clip_theory import BITS, curves
 from qlab.viz.staircase import KINDS, ROUNDINGS, code_range, fitted, stair, worst
+from tests.browser import chromium
 
 
 def payload(picture):
@@ -120,18 +120,8 @@ def test_tensors_without_a_histogram_are_refused(bad):
 
 @pytest.fixture(scope="module")
 def page():
-    from playwright.sync_api import sync_playwright
-
-    names = ("chromium", "chromium-browser", "google-chrome")
-    program = next(filter(None, map(shutil.which, names)), None)
-    if program is None:
-        pytest.fail("no Chromium: run tools/browser.sh, or install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=program, args=["--no-sandbox", "--disable-gpu"]
-        )
+    with chromium() as browser:
         yield browser.new_page(viewport={"width": 390, "height": 844})
-        browser.close()
 
 
 @pytest.mark.tools

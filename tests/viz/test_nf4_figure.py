@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -12,8 +11,8 @@ import torch
 
 import qlab
 from qlab.viz.nf4 import FORMS, SIZES, bits_of, histogram, largest, measure, nf4_blocks
+from tests.browser import chromium
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 HEAD = '<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
 
 
@@ -66,19 +65,12 @@ def test_the_cases_and_the_fallback():
 
 @pytest.mark.tools
 def test_it_works_by_keyboard_on_a_phone(tmp_path):
-    from playwright.sync_api import sync_playwright
-
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.fail("no Chromium: run tools/browser.sh, or install chromium")
     path = tmp_path / "figure.html"
     picture = nf4_blocks({"normal": normal(), "other": normal(1)})
     data = payload(picture)
     path.write_text(f"{HEAD}<body>{picture.markup}", encoding="utf-8")
     errors = []
-    with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-gpu", "--no-first-run"]
-        running = playwright.chromium.launch(executable_path=program, args=flags)
+    with chromium() as running:
         page = running.new_page(viewport={"width": 390, "height": 844})
         page.on("pageerror", lambda e: errors.append(str(e)))
         page.goto(path.as_uri())
@@ -97,5 +89,4 @@ def test_it_works_by_keyboard_on_a_phone(tmp_path):
         assert f"{data['cases'][1][i + 1][1]['sqnr']:.2f} dB" in read.text_content()
         assert "NaN" not in page.locator(".qfig-body").inner_html()
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        running.close()
     assert errors == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 
 import pytest
 import torch
@@ -13,8 +12,7 @@ import qlab
 from qlab.methods.llm_int8 import decompose
 from qlab.methods.smoothquant import smoothing_scales
 from qlab.viz.outliers import ALPHAS, int8_error, mixed_error, outlier_columns, smoothing
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+from tests.browser import chromium
 
 
 def layer(seed=0, features=40, far=(3, 17)):
@@ -97,11 +95,6 @@ def test_what_cannot_be_drawn_is_refused(make, bad):
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """Both figures on a page of their own, as wide as a phone."""
-    from playwright.sync_api import sync_playwright
-
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.fail("no Chromium: run tools/browser.sh, or install chromium")
     path = tmp_path_factory.mktemp("figure") / "figure.html"
     head = (
         '<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
@@ -109,14 +102,11 @@ def page(tmp_path_factory):
     body = smoothing(layers()).markup + outlier_columns(layers(), thresholds=12).markup
     path.write_text(f"{head}<body>{body}", encoding="utf-8")
     errors = []
-    with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-gpu", "--no-first-run"]
-        running = playwright.chromium.launch(executable_path=program, args=flags)
+    with chromium() as running:
         opened = running.new_page(viewport={"width": 390, "height": 844})
         opened.on("pageerror", lambda e: errors.append(str(e)))
         opened.goto(path.as_uri())
         yield opened
-        running.close()
     assert errors == []
 
 

@@ -3,7 +3,6 @@
 import itertools
 import json
 import re
-import shutil
 
 import pytest
 import torch
@@ -11,8 +10,7 @@ import torch
 import qlab
 from qlab.methods.hadamard import hadamard
 from qlab.viz.rotations import SIZES, far_tokens, rotated_levels
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+from tests.browser import chromium
 
 
 def payload():
@@ -51,20 +49,13 @@ def test_other_schemes_are_refused(bad):
 
 @pytest.mark.tools
 def test_words_follow_the_slider(tmp_path):
-    from playwright.sync_api import sync_playwright
-
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.fail("no Chromium: run tools/browser.sh, or install chromium")
     path = tmp_path / "figure.html"
     head = (
         '<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
     )
     path.write_text(f"{head}<body>{rotated_levels().markup}", encoding="utf-8")
     data, errors = payload(), []
-    with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-gpu", "--no-first-run"]
-        running = playwright.chromium.launch(executable_path=program, args=flags)
+    with chromium() as running:
         page = running.new_page(viewport={"width": 390, "height": 844})
         page.on("pageerror", lambda e: errors.append(str(e)))
         page.goto(path.as_uri())
@@ -87,5 +78,4 @@ def test_words_follow_the_slider(tmp_path):
             )
             <= 1
         )
-        running.close()
     assert errors == []

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 
 import pytest
 
 import qlab
 from qlab.evaluate.allocation import Choice, frontier
 from qlab.viz.sensitivity import bit_budget, learned_rounding
+from tests.browser import chromium
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 NAMES = [f"model.layers.{i}.{n}_proj" for i in range(3) for n in ("attn.q", "mlp.up", "mlp.down")]
 UNIFORM = {"int2-g32": (9 * 200, 0.9), "int4-g32": (9 * 400, 0.04)}
 
@@ -68,11 +67,6 @@ def test_what_cannot_be_drawn_is_refused():
 
 @pytest.mark.tools
 def test_the_slider_moves_bits_and_words(tmp_path):
-    from playwright.sync_api import sync_playwright
-
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.fail("no Chromium: run tools/browser.sh, or install chromium")
     picture = bit_budget(points(), measured(), UNIFORM)
     data = payload(picture)
     path = tmp_path / "figure.html"
@@ -81,9 +75,7 @@ def test_the_slider_moves_bits_and_words(tmp_path):
     )
     path.write_text(f"{head}<body>{picture.markup}", encoding="utf-8")
     errors = []
-    with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-gpu", "--no-first-run"]
-        running = playwright.chromium.launch(executable_path=program, args=flags)
+    with chromium() as running:
         page = running.new_page(viewport={"width": 390, "height": 844})
         page.on("pageerror", lambda e: errors.append(str(e)))
         page.goto(path.as_uri())
@@ -109,7 +101,6 @@ def test_the_slider_moves_bits_and_words(tmp_path):
         assert "NaN" not in text and "undefined" not in text and "Infinity" not in text
         wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
         assert page.evaluate(wide) <= 1
-        running.close()
     assert errors == []
 
 
@@ -141,20 +132,13 @@ def test_runs_that_cannot_be_drawn_are_refused(bad):
 
 @pytest.mark.tools
 def test_the_steps_are_told(tmp_path):
-    from playwright.sync_api import sync_playwright
-
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.fail("no Chromium: run tools/browser.sh, or install chromium")
     path = tmp_path / "figure.html"
     head = (
         '<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
     )
     path.write_text(f"{head}<body>{learned_rounding(RUNS).markup}", encoding="utf-8")
     errors = []
-    with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-gpu", "--no-first-run"]
-        running = playwright.chromium.launch(executable_path=program, args=flags)
+    with chromium() as running:
         page = running.new_page(viewport={"width": 390, "height": 844})
         page.on("pageerror", lambda e: errors.append(str(e)))
         page.goto(path.as_uri())
@@ -172,5 +156,4 @@ def test_the_steps_are_told(tmp_path):
         assert "NaN" not in text and "undefined" not in text
         wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
         assert page.evaluate(wide) <= 1
-        running.close()
     assert errors == []
