@@ -17,8 +17,8 @@ from torch import nn
 
 from qlab.calibrate.blocks import BlockRunner
 from qlab.errors import QlabError
+from qlab.methods.folding import fold, fold_groups
 from qlab.methods.llm_int8 import THRESHOLD
-from qlab.methods.smoothquant import fold, smooth_groups
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def inject_outliers(
         raise QlabError(f"factor {factor}: features are multiplied by it, so take more than 0")
     spoiled = copy.deepcopy(model)
     for block in BlockRunner(spoiled, calibration[:1], skip=()):
-        for group in smooth_groups(block):
+        for group in fold_groups(block):
             weight = block.module.get_submodule(group.source).weight
             assert isinstance(weight, torch.Tensor)
             if not all(0 <= j < len(weight) for j in features):

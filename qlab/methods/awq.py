@@ -31,9 +31,8 @@ from qlab.core import granularity as gran
 from qlab.core._array import to_float32
 from qlab.core.learned import LearnedFormat
 from qlab.errors import QlabError
+from qlab.methods.folding import FoldGroup, check_unchanged, fold, fold_groups
 from qlab.methods.registry import register
-from qlab.methods.smoothquant import SmoothGroup as Group
-from qlab.methods.smoothquant import check_unchanged, fold, smooth_groups
 
 # The authors' floor of a scale before normalization, and their grid of clipping ranges: 1, 0.95,
 # ... 0.55 times the largest weight of the group, judged on 512 tokens.
@@ -79,7 +78,7 @@ class Search:
         scales: s of the best one, float32 (features,).
     """
 
-    group: Group
+    group: FoldGroup
     ratios: tuple[float, ...]
     losses: tuple[float, ...]
     scales: torch.Tensor
@@ -149,7 +148,7 @@ def scaled_rounding(weight: torch.Tensor, s: torch.Tensor, scheme: Scheme | str)
 @torch.no_grad()
 def search_scales(
     block: Block,
-    group: Group,
+    group: FoldGroup,
     inputs: LayerInputs,
     scheme: Scheme | str,
     options: AwqOptions | None = None,
@@ -261,7 +260,7 @@ def clipped(weight: torch.Tensor, limit: torch.Tensor) -> torch.Tensor:
     return weight.clamp(-edge, edge)
 
 
-def awq_groups(block: Block) -> list[Group]:
+def awq_groups(block: Block) -> list[FoldGroup]:
     """The layers of a block that can be scaled, and where the scales are folded in.
 
     Readers of a norm take it from the norm; ``down_proj`` from ``up_proj``; ``o_proj`` from
@@ -273,7 +272,7 @@ def awq_groups(block: Block) -> list[Group]:
     """
     found = [
         group
-        for group in smooth_groups(block, down=True)
+        for group in fold_groups(block, down=True)
         if getattr(block.module.get_submodule(group.source), "weight", None) is not None
     ]
     for name, module in block.module.named_modules():
@@ -282,10 +281,10 @@ def awq_groups(block: Block) -> list[Group]:
         for last in ("o_proj", "out_proj"):
             if "v_proj" in parts and last in parts:
                 if parts["v_proj"].weight.shape == parts[last].weight.shape:
-                    found.append(Group(f"{prefix}v_proj", (f"{prefix}{last}",)))
+                    found.append(FoldGroup(f"{prefix}v_proj", (f"{prefix}{last}",)))
         if "fc1" in parts and "fc2" in parts:
             if isinstance(getattr(module, "activation_fn", None), nn.ReLU):
-                found.append(Group(f"{prefix}fc1", (f"{prefix}fc2",)))
+                found.append(FoldGroup(f"{prefix}fc1", (f"{prefix}fc2",)))
     return found
 
 
@@ -332,7 +331,7 @@ def prepare(
 
 def scale_block(
     block: Block,
-    groups: Sequence[Group],
+    groups: Sequence[FoldGroup],
     scheme: Scheme | str,
     options: AwqOptions | None = None,
     skip: Sequence[str] = (),
@@ -447,7 +446,7 @@ def _matrix(layer: Any) -> torch.Tensor:
     return weight.T if type(layer).__name__ == "Conv1D" else weight
 
 
-def _consumer(group: Group) -> str:
+def _consumer(group: FoldGroup) -> str:
     """Name within the block of the module whose output judges the group."""
     if len(group.layers) == 1 and group.source.rpartition(".")[2] in ("v_proj", "up_proj", "fc1"):
         return group.layers[0]

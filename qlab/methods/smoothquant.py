@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from qlab.calibrate.blocks import Block, BlockRunner
-from qlab.calibrate.layers import is_linear
+from qlab.calibrate.blocks import BlockRunner
 from qlab.core import QTensor, Scheme, quantize
 from qlab.errors import QlabError
+from qlab.methods.folding import check_unchanged, fold, fold_groups
 from qlab.methods.registry import register
 
 # No factor below this: the authors' code has the same floor.
@@ -41,19 +41,6 @@ class SmoothQuantOptions:
 
     alpha: float = 0.5
     down: bool = False
-
-
-@dataclass(frozen=True)
-class SmoothGroup:
-    """Layers of one block that read the same input, and what produces it.
-
-    Attributes:
-        source: name within the block of the norm, or of ``up_proj``, that takes the factors 1 / s.
-        layers: names within the block of the linear layers that take the factors s.
-    """
-
-    source: str
-    layers: tuple[str, ...]
 
 
 def smoothing_scales(
@@ -136,7 +123,7 @@ def prepare(
         )
     found = False
     for block in BlockRunner(model, calibration, skip=(), progress=progress):
-        groups = smooth_groups(block, options.down)
+        groups = fold_groups(block, options.down)
         if not groups:
             continue
         found = True
@@ -174,18 +161,6 @@ def smoothquant(
     return quantize(weight, scheme)
 
 
-def smooth_groups(block: Block, down: bool = False) -> list[SmoothGroup]:
-    """What can be smoothed in a block: each norm with the linear layers that read its output.
-
-    ``down`` adds each ``up_proj`` with its ``down_proj``. These come first: they change the rows
-    of ``up_proj``, and so the columns that are weighed against what a norm produces.
-
-    Chapter: Why large models break.
-    """
-    norms = [SmoothGroup(g.norm, g.layers) for g in block.groups() if g.norm is not None]
-    return (_gated(block.module) if down else []) + norms
-
-
 def column_absmax(block: nn.Module, layers: Sequence[str]) -> torch.Tensor:
     """max|W_j| over some layers with the same input: float32 (features,).
 
@@ -199,49 +174,6 @@ def column_absmax(block: nn.Module, layers: Sequence[str]) -> torch.Tensor:
     return torch.stack(largest).amax(dim=0)
 
 
-@torch.no_grad()
-def fold(block: nn.Module, group: SmoothGroup, s: torch.Tensor) -> None:
-    """Divide what a group reads by ``s`` (features,) and multiply its weights by it, in place.
-
-    Chapter: Why large models break.
-    """
-    source: Any = block.get_submodule(group.source)
-    rows = s if source.weight.ndim == 1 else s[:, None]  # of a norm, or of up_proj
-    source.weight.copy_(source.weight.float() / rows)
-    if getattr(source, "bias", None) is not None:
-        source.bias.copy_(source.bias.float() / s)
-    for name in group.layers:
-        layer: Any = block.get_submodule(name)
-        columns = s[:, None] if type(layer).__name__ == "Conv1D" else s
-        layer.weight.copy_(layer.weight.float() * columns)
-
-
-def _gated(block: nn.Module) -> list[SmoothGroup]:
-    """up_proj -> down_proj of each gated feed-forward layer: down_proj reads act(gate) · up."""
-    groups = []
-    for name, module in block.named_modules():
-        parts = [getattr(module, part, None) for part in ("gate_proj", "up_proj", "down_proj")]
-        if all(part is not None and is_linear(part) for part in parts):
-            prefix = f"{name}." if name else ""
-            groups.append(SmoothGroup(f"{prefix}up_proj", (f"{prefix}down_proj",)))
-    return groups
-
-
 def _check_alpha(alpha: float) -> None:
     if not 0 <= alpha <= 1:
         raise QlabError(f"alpha {alpha}: take 0 to 1; 0.5 shares the range evenly")
-
-
-def check_unchanged(before: torch.Tensor, after: torch.Tensor, name: str) -> None:
-    """Raise if a block's output moved by more than rounding explains.
-
-    Allowed is the root of the precision, relative to the largest output: 3e-4 in float32, where
-    rounding makes about 1e-6 and a norm that something else reads too changes all.
-    """
-    allowed = torch.finfo(before.dtype).eps ** 0.5 * float(before.abs().max())
-    if not float((after - before).abs().max()) <= allowed:
-        raise QlabError(
-            f"smoothing changed the output of block '{name}': something else reads its norms too, "
-            "as where the norm stands after the layer (opt-350m), or their weight is no plain "
-            "factor (Gemma); use 'llm_int8', which changes no norm"
-        )

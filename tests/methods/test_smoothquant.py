@@ -19,11 +19,11 @@ from transformers import (
 
 import qlab
 from qlab.calibrate.blocks import BlockRunner
+from qlab.methods.folding import fold_groups
 from qlab.methods.smoothquant import (
     SmoothQuantOptions,
     column_absmax,
     smooth,
-    smooth_groups,
     smoothing_scales,
 )
 from qlab.outliers import inject_outliers, measure_outliers
@@ -133,7 +133,7 @@ def test_outputs_stay_and_ranges_are_balanced(name, down):
     assert difference(model, smoothed, samples(1, 40)[0]) < 2e-5
     seen = 0
     for block in BlockRunner(smoothed, calibration, skip=()):
-        for group in smooth_groups(block, down):
+        for group in fold_groups(block, down):
             x = block.gather(group.layers[:1], needs=())[group.layers[0]].absmax
             w = column_absmax(block.module, group.layers)
             torch.testing.assert_close(x, w, rtol=1e-3, atol=1e-6)
@@ -158,7 +158,7 @@ def test_groups_are_the_readers_of_a_norm():
         block = next(iter(BlockRunner(build(CONFIGS[name]), samples(1), skip=())))
         found = {
             (g.source, frozenset(layer.rpartition(".")[2] for layer in g.layers))
-            for g in smooth_groups(block)
+            for g in fold_groups(block)
         }
         assert found == {(norm, frozenset(layers.split())) for norm, layers in groups}
 

@@ -11,7 +11,8 @@ import torch
 
 import qlab
 from qlab.calibrate.blocks import BlockRunner
-from qlab.methods.smoothquant import column_absmax, fold, smooth_groups, smoothing_scales
+from qlab.methods.folding import fold, fold_groups
+from qlab.methods.smoothquant import column_absmax, smoothing_scales
 
 logging.disable(logging.WARNING)
 from torchao.prototype.smoothquant import SmoothQuantConfig, SmoothQuantObserver  # noqa: E402
@@ -131,7 +132,7 @@ def test_llm_compressor_smooths_a_model_alike(alpha):
     model, ids = recorder().small_llama()
     ours = {}
     for block in BlockRunner(model, [ids], skip=()):
-        for group in smooth_groups(block):
+        for group in fold_groups(block):
             x = output_of(block, group.source)
             ranges = x.amax(0) - x.amin(0)
             w = 2 * column_absmax(block.module, group.layers)
