@@ -21,6 +21,12 @@ _LAZY = {
     "load": "qlab.sources",
 }
 
+# Parts that are imported as ``qlab.NAME`` when they are first used.
+_ROOMS = (
+    "calibrate", "compress", "engine", "evaluate", "export", "gguf", "methods", "nn", "story",
+    "training", "viz",
+)  # fmt: skip
+
 __all__ = [
     "QTensor",
     "QlabError",
@@ -46,6 +52,6 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
-    if name in ("story", "evaluate", "viz", "methods", "calibrate", "export", "gguf", "nn"):
+    if name in _ROOMS:
         return importlib.import_module(f"qlab.{name}")
     raise AttributeError(f"module 'qlab' has no attribute {name!r}")

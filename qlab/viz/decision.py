@@ -58,8 +58,8 @@ PAGES = {
     "HQQ": "without-data",
     "SmoothQuant": "outliers",
     "rotations": "rotations",
-    "quantization-aware training": None,
-    "quantization-aware fine-tuning": None,
+    "quantization-aware training": "qat",
+    "quantization-aware fine-tuning": "qlora",
 }
 
 
