@@ -34,6 +34,7 @@ EXTRAS = {
     "llama_cpp": "llama",
     "onnx": "onnx",
     "onnxruntime": "onnx",
+    "peft": "peft",
     "torchao": "torchao",
     "triton": "gpu",
 }
