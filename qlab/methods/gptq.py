@@ -193,7 +193,6 @@ def _columns(
     from qlab.kernels.cpu.gptq import quantize_columns
 
     rows, n = work.shape
-    threads = torch.get_num_threads()
     codes = torch.empty(rows, n, dtype=torch.int16)
     found = []
     i2 = 0
@@ -231,9 +230,6 @@ def _columns(
                     grid.bounds,
                 ),
             )
-        # Numba's first launch changes the number of threads that torch works with, and with it
-        # the last bits of torch's sums.
-        torch.set_num_threads(threads)
         if i2 < n and p.numel():
             work[:, i2:] -= errors @ u[i1:i2, i2:] - torch.from_numpy(block) @ p[i1:i2, i2:]
         elif i2 < n:  # in one pass over the memory; the bits are those of the line above

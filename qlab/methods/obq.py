@@ -98,7 +98,6 @@ def obq(
     work[:, stats.hessian.diagonal().cpu() == 0] = 0
     u, _ = inverse_factor(h.double(), options.damping, name)
     used, factor, zero = params.by_row(rows)
-    threads = torch.get_num_threads()
     places = quantize_rows(
         work.numpy(),
         (u.T @ u).contiguous().numpy(),
@@ -113,7 +112,6 @@ def obq(
         options.order == "greedy",
         options.outliers,
     )
-    torch.set_num_threads(threads)  # Numba's first launch changes them
     device = weight.device
     return from_codes(
         grid.to_codes(torch.from_numpy(places)).to(device),
