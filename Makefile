@@ -22,7 +22,7 @@ export QLAB_CACHE ?= $(CURDIR)/_build/.cache
 export GOMP_SPINCOUNT ?= 3000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test check test-library test-book test-llama notebooks lab lock format clean
+.PHONY: help setup book test check test-library test-book test-llama train-results notebooks lab lock format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
@@ -61,6 +61,11 @@ test-book: book
 test-llama: $(INSTALLED)  ## llama-cpp-python on the files that qlab writes
 	$(BIN)/python -m pip install --quiet -e ".[llama]"
 	$(PYTEST) tests/llama
+
+train-results: $(INSTALLED)  ## train for low bits anew, and record it (half an hour)
+	$(BIN)/python tools/train_results.py
+	$(BIN)/python tools/record_compress.py storyteller
+	$(BIN)/python tools/record_compress.py students
 
 notebooks: $(INSTALLED)  ## write notebooks/*.ipynb for Colab from the chapters
 	@$(BIN)/python tools/make_notebooks.py
