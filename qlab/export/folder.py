@@ -4,8 +4,8 @@ qlab's own layout, for every scheme: each quantized layer ``L`` is stored as ``L
 ``L.scale`` (in the bits of its type: ``se8m0`` as uint8; where the scales are quantized too,
 ``L.scale_codes``, ``L.scale_absmax`` and ``L.scale_offset`` instead) and, if asymmetric,
 ``L.zero_point`` (packed like the codes, in one row), and ``L.tensor_scale`` of the schemes that
-have one; everything else under its usual name. Parameters that layers share (granularity ``global``) are stored with the
-first of them.
+have one; everything else under its usual name. Parameters that layers share (granularity
+``global``) are stored with the first of them.
 ``config.json`` carries ``quantization_config`` with ``quant_method: "qlab"``, and per layer the
 scheme, the shape, the dtype and, if it has the parameters of another layer, that one's name. Where
 the input of a layer is quantized too, ``activations`` holds its scheme and whether its range is

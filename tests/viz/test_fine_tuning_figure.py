@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 
 import pytest
 
 from qlab.training.lora_memory import WAYS, fine_tuning_memory, kept_numbers
 from qlab.viz.fine_tuning import BASES, MODELS, PARTS, coefficients, fine_tuning_calculator
+from tests.browser import chromium
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 HEAD = '<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
 
 
@@ -49,17 +48,10 @@ def shown(gb):
 
 @pytest.mark.tools
 def test_it_counts_as_python_does_by_keyboard_on_a_phone(tmp_path):
-    from playwright.sync_api import sync_playwright
-
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.fail("no Chromium: run tools/browser.sh, or install chromium")
     path = tmp_path / "figure.html"
     path.write_text(f"{HEAD}<body>{fine_tuning_calculator().markup}", encoding="utf-8")
     errors = []
-    with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-gpu", "--no-first-run"]
-        running = playwright.chromium.launch(executable_path=program, args=flags)
+    with chromium() as running:
         page = running.new_page(viewport={"width": 390, "height": 844})
         page.on("pageerror", lambda e: errors.append(str(e)))
         page.goto(path.as_uri())
@@ -103,5 +95,4 @@ def test_it_counts_as_python_does_by_keyboard_on_a_phone(tmp_path):
             selects.nth(0).select_option(str(option))
             assert "NaN" not in page.locator(".qfig-body").inner_html()
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        running.close()
     assert errors == []

@@ -2,13 +2,12 @@
 
 import json
 import re
-import shutil
 
 import pytest
 
 from qlab.viz.gpu_time import BATCHES, DECODING, GPUS, MATRICES, WEIGHTS, gpu_times, seconds
+from tests.browser import chromium
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 A100, L40S, H100, H200 = GPUS
 
 
@@ -54,25 +53,17 @@ def test_it_is_whole():
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    from playwright.sync_api import sync_playwright
-
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.fail("no Chromium: run tools/browser.sh, or install chromium")
     path = tmp_path_factory.mktemp("figure") / "figure.html"
     head = (
         '<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
     )
     path.write_text(f"{head}<body>{gpu_times().markup}", encoding="utf-8")
     errors = []
-    with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-gpu", "--no-first-run"]
-        running = playwright.chromium.launch(executable_path=program, args=flags)
+    with chromium() as running:
         opened = running.new_page(viewport={"width": 390, "height": 844})
         opened.on("pageerror", lambda e: errors.append(str(e)))
         opened.goto(path.as_uri())
         yield opened
-        running.close()
     assert errors == []
 
 

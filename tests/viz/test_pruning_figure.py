@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 
 import pytest
 import torch
@@ -12,8 +11,7 @@ import torch
 import qlab
 from qlab.compress.masks import Target
 from qlab.viz.pruning import WAYS, _Stats, prune_small, pruning
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+from tests.browser import chromium
 
 
 def small(rows=8, columns=16):
@@ -60,20 +58,13 @@ def test_it_refuses_what_it_cannot_show():
 
 @pytest.mark.tools
 def test_the_script_prunes_as_the_library_does(tmp_path):
-    from playwright.sync_api import sync_playwright
-
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.fail("no Chromium: run tools/browser.sh, or install chromium")
     path = tmp_path / "figure.html"
     head = (
         '<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
     )
     path.write_text(f"{head}<body>{pruning(*small()).markup}", encoding="utf-8")
     errors = []
-    with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-gpu", "--no-first-run"]
-        running = playwright.chromium.launch(executable_path=program, args=flags)
+    with chromium() as running:
         page = running.new_page(viewport={"width": 390, "height": 844})
         page.on("pageerror", lambda e: errors.append(str(e)))
         page.goto(path.as_uri())
@@ -95,5 +86,4 @@ def test_the_script_prunes_as_the_library_does(tmp_path):
         assert share.is_disabled()
         assert int(body.get_attribute("data-count")) == 64
         assert "3.00 bits per weight" in page.locator(".qfig-read").first.text_content()
-        running.close()
     assert errors == []
