@@ -40,7 +40,7 @@ def examine() -> dict[str, dict[str, Any]]:
             "system": f"{platform.system()} {platform.machine()}",
         },
         "libraries": {name: _version(name) for name in LIBRARIES},
-        "cpu": _cpu(),
+        "cpu": {**_cpu(), "kernels": _kernels()},
         "gpu": _gpu(),
         "engines": {name: _version(name) for name in ENGINES},
     }
@@ -68,6 +68,16 @@ def _cpu() -> dict[str, Any]:
         return {"model": model, "cores": os.cpu_count(), "features": "unknown on this system"}
     found = [f for f in FEATURES if f in flags]
     return {"model": model, "cores": os.cpu_count(), "features": " ".join(found) or "none known"}
+
+
+def _kernels() -> str:
+    """The instructions that the CPU kernels are compiled for (``QLAB_CPU`` forces others)."""
+    from qlab.kernels.cpu.simd import path
+
+    try:
+        return path()
+    except qlab.QlabError as error:
+        return str(error)
 
 
 def _gpu() -> dict[str, Any]:
