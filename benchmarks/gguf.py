@@ -45,7 +45,8 @@ from qlab import gguf  # noqa: E402
 from tests.gguf import llamacpp  # noqa: E402
 
 GOALS = ("Q4_0", "Q8_0", "Q4_K", "Q6_K", "IQ4_NL")  # at least as fast as the C
-TYPES = (*GOALS, "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q5_K", "IQ4_XS")
+GRIDS = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
+TYPES = (*GOALS, "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q5_K", "IQ4_XS", *GRIDS)
 GOAL_OPEN = 50.0  # milliseconds
 SLICE = 1 << 20  # weights
 
@@ -213,11 +214,12 @@ def measure(
     rows = []
     for name in types:
         for weights in (None, importance):
-            if weights is None or gguf.block_type(name).uses_importance:
+            kind = gguf.block_type(name)
+            if kind.uses_importance if weights is not None else not kind.needs_importance:
                 rows.append(compare(x, name, weights, peers, threads, seconds))
                 print(say(rows[-1]), flush=True)
     reading = []
-    for name in ("F16", "BF16", *types):
+    for name in ("F16", "BF16", *(t for t in types if t not in GRIDS)):  # those are not compiled
         reading.append(compare_reading(x, name, seconds / 4))
         print(say_reading(reading[-1]), flush=True)
     return {

@@ -331,25 +331,25 @@ def _compare(args: argparse.Namespace) -> None:
 
 
 def _tell(args: argparse.Namespace) -> None:
-    from qlab.sources import load
-    from qlab.story import tell
+    from qlab.story.telling import open_teller, stream
 
     if args.max_tokens < 1:
         raise QlabError(f"--max-tokens {args.max_tokens}: at least 1")
     if args.temperature < 0 or not math.isfinite(args.temperature):
         raise QlabError(f"--temperature {args.temperature}: 0 (greedy) or above")
-    source = load(args.source)
-    print(
-        tell(
-            source.model,
-            source.tokenizer,
-            args.prompt,
-            max_tokens=args.max_tokens,
-            temperature=args.temperature,
-            top_k=args.top_k,
-            seed=args.seed,
-        )
+    model, tokenizer = open_teller(args.source, progress=True)
+    told = stream(
+        model,
+        tokenizer,
+        args.prompt,
+        max_tokens=args.max_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        seed=args.seed,
     )
+    for part in told:
+        print(part, end="", flush=True)
+    print()
 
 
 def _train(args: argparse.Namespace) -> None:

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import qlab
-from qlab.evaluate.perplexity import TextScore, score_texts
+from qlab.errors import QlabError
+from qlab.evaluate.perplexity import TextScore
 from qlab.files import new_file
 
 
@@ -37,12 +38,15 @@ class Configuration:
         scheme: such as ``int4-channel``, or a mix of GGUF, such as ``q4_k_m`` (then without a
             method); None for the model as it is.
         activations: scheme of the layers' inputs, such as ``int8-token``; None leaves them.
+        importance: for a mix of GGUF: compute an importance matrix on the calibration texts. Mixes
+            below three bits need one.
     """
 
     name: str
     method: str | None = None
     scheme: str | None = None
     activations: str | None = None
+    importance: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Row:
         scores: negative log-likelihood (nats) and number of tokens of each validation text, for
             the bootstrap.
         activations: scheme of the layers' inputs, or None.
+        importance: whether there was an importance matrix.
     """
 
     name: str
@@ -81,6 +86,7 @@ class Row:
     continuations: list[str]
     scores: list[tuple[float, int]]
     activations: str | None = None
+    importance: bool = False
 
     @property
     def text_scores(self) -> list[TextScore]:
@@ -147,12 +153,16 @@ def run_study(
         cache: folder for finished rows (default: ``qlab/study`` in the user's cache folder, or in
             ``$QLAB_CACHE``).
 
+    What the model as it is predicts is kept while the rows are measured: 4 bytes for each token of
+    the texts and each word of the vocabulary.
+
     Raises: qlab.QlabError for a bad scheme, method or empty text.
     """
     cache = Path(cache) if cache else default_cache()
     weights = _fingerprint(source.model)
     cuts = [split_opening(t) for t in texts[:openings]]
     baseline: list[str] | None = None
+    exact: list[Any] = []  # the predictions of the model as it is, once they were needed
     rows = []
     for configuration in configurations:
         key = _key(configuration, weights, [*texts, str(speed)], openings, max_tokens)
@@ -161,7 +171,11 @@ def run_study(
             if baseline is None:
                 starts = [o for o, _ in cuts]
                 baseline = continue_greedily(source.model, source.tokenizer, starts, max_tokens)
-            row = _measure(source, configuration, list(texts), cuts, baseline, max_tokens, speed)
+            if not exact:
+                exact, _ = _predictions(source.model, source.tokenizer, texts)
+            row = _measure(
+                source, configuration, list(texts), cuts, baseline, max_tokens, speed, exact
+            )
             with new_file(cache / f"{key}.json") as file:
                 file.write_text(json.dumps(asdict(row)), encoding="utf-8")
         rows.append(row)
@@ -184,17 +198,16 @@ def _measure(
     baseline: list[str],
     max_tokens: int,
     speed: bool,
+    exact: list[Any],
 ) -> Row:
-    from qlab.evaluate import divergence, model_size, overlap, tokens_per_second
+    from qlab.evaluate import model_size, overlap, tokens_per_second
 
     model, file_bits, file_bytes = _quantized(source, configuration)
     size = model_size(model)
     said = continue_greedily(model, source.tokenizer, [o for o, _ in cuts], max_tokens)
     near, human = overlap(said, baseline), overlap(said, [rest for _, rest in cuts])
-    kl = None
-    if configuration.scheme:
-        kl = divergence(source.model, model, source.tokenizer, texts).kl
-    scores = score_texts(model, source.tokenizer, texts)
+    found, scores = _predictions(model, source.tokenizer, texts)
+    kl = _kl(exact, found) if configuration.scheme else None
     tokens = sum(s.tokens for s in scores)
     return Row(
         name=configuration.name,
@@ -215,7 +228,47 @@ def _measure(
         continuations=said,
         scores=[(s.nll, s.tokens) for s in scores],
         activations=configuration.activations,
+        importance=configuration.importance,
     )
+
+
+def _predictions(
+    model: Any, tokenizer: Any, texts: Sequence[str]
+) -> tuple[list[Any], list[TextScore]]:
+    """Log-probabilities of each text's windows, float32 (tokens, vocabulary), and its scores.
+
+    They are what ``divergence`` and ``score_texts`` compute, in one pass through the model.
+    """
+    import torch
+
+    from qlab.evaluate.perplexity import cut
+    from qlab.nn import dequantize_model
+
+    context = int(getattr(model.config, "max_position_embeddings", 0) or 2048)
+    plain = dequantize_model(model)
+    found, scores = [], []
+    with torch.no_grad():
+        for text in texts:
+            nll, tokens = 0.0, 0
+            for window in cut(tokenizer, text, context):
+                ids = torch.tensor([window.ids])
+                logs = torch.log_softmax(plain(input_ids=ids).logits[0, :-1].float(), -1)
+                of_tokens = logs.gather(1, ids[0, 1:, None])[-window.scored :]
+                nll -= float(of_tokens.double().sum())
+                tokens += window.scored
+                found.append(logs)
+            scores.append(TextScore(nll, tokens))
+    if not found or not all(s.tokens for s in scores):
+        raise QlabError("a text has too few tokens to score: give longer ones")
+    return found, scores
+
+
+def _kl(exact: list[Any], found: list[Any]) -> float:
+    """Mean KL divergence in nats, over all positions."""
+    total = sum(
+        float((p.exp() * (p - q)).sum(-1).double().sum()) for p, q in zip(exact, found, strict=True)
+    )
+    return total / sum(len(p) for p in exact)
 
 
 def _quantized(source: Any, configuration: Configuration) -> tuple[Any, float | None, int | None]:
@@ -227,11 +280,15 @@ def _quantized(source: Any, configuration: Configuration) -> tuple[Any, float | 
     if not configuration.method and is_mix(configuration.scheme):
         from qlab.gguf import GGUFFile
         from qlab.gguf.convert import to_gguf
+        from qlab.gguf.imatrix import compute_imatrix
         from qlab.gguf.load import load_gguf
+
+        use = configuration.importance
 
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.gguf"
-            to_gguf(source.model, source.tokenizer, path, configuration.scheme)
+            rows = compute_imatrix(source.model, source.calibration()) if use else None
+            to_gguf(source.model, source.tokenizer, path, configuration.scheme, rows)
             with GGUFFile(path) as file:
                 bits, nbytes = file.bits_per_weight, file.size
             return load_gguf(path)[0], bits, nbytes

@@ -39,8 +39,8 @@ def quantize(
     Returns: uint8 (..., row_bytes).
 
     Raises: QlabError for an unknown type, a row that does not divide, weights that are not finite,
-        an importance of another length or with negative or non-finite values, or none where the
-        type needs one.
+        an importance of another length or with negative or non-finite values, none where the type
+        needs one, or weights whose squares overflow in a type whose C stops there.
 
     Chapter: GGUF, byte by byte.
     """
@@ -61,7 +61,7 @@ def quantize(
         if kernel is None:
             _check_finite(bool(np.isfinite(x).all()), "weights")
         if kernel is not None:
-            _check_finite(kernel(rows, weights, out, threads), "weights")
+            _check_status(kernel(rows, weights, out, threads))
         elif engine == "numba":
             raise QlabError(f"{kind.name} has no compiled quantizer: use engine 'numpy'")
         else:
@@ -153,6 +153,15 @@ def _floats(x: Any, what: str) -> Array:
 def _check_finite(finite: bool, what: str) -> None:
     if not finite:
         raise QlabError(f"{what} hold NaN or infinity (in float32): repair them first")
+
+
+def _check_status(status: int) -> None:
+    from qlab.gguf.searches.grid import TOO_LARGE
+    from qlab.kernels.cpu import gguf_quantize
+
+    _check_finite(status != gguf_quantize.NOT_FINITE, "weights")
+    if status == gguf_quantize.OVERFLOW:
+        raise QlabError(TOO_LARGE)
 
 
 def _importance(importance: Any, n: int, kind: type[BlockType]) -> Array | None:

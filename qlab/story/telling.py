@@ -1,10 +1,13 @@
-"""Tell a story: continue an opening with a language model.
+"""Tell a story: continue an opening with a language model, or with the compiled engine.
 
 Chapter: Meet the storyteller.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from qlab.errors import QlabError
@@ -22,40 +25,146 @@ def tell(
     """The opening and its continuation, up to the end of the story or ``max_tokens`` pieces.
 
     Args:
-        model: a transformers causal language model.
+        model: a transformers causal language model, or an engine (``qlab.engine.load``).
         tokenizer: its tokenizer.
         opening: how the story begins; not empty.
         max_tokens: at most this many new pieces, and never beyond the model's context.
         temperature: 0 chooses the likeliest piece each time (greedy), so the story is always the
             same; above 0 it samples.
         top_k: sample among the k likeliest pieces only (0: all).
-        seed: of the sampling.
+        seed: of the sampling. An engine draws other numbers from a seed than torch does.
 
-    Raises: QlabError for an empty opening, or one that fills the context.
+    Raises: QlabError for an empty opening, one that fills the context, or a temperature that is no
+        finite number.
     """
-    import torch
+    ids, room = _checked(model, tokenizer, opening, max_tokens, temperature)
+    new = list(_pieces(model, tokenizer, ids, room, temperature, top_k, seed))
+    return str(tokenizer.decode([*ids, *new], skip_special_tokens=True))
 
+
+def stream(
+    model: Any,
+    tokenizer: Any,
+    opening: str,
+    max_tokens: int = 200,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    seed: int = 0,
+) -> Iterator[str]:
+    """The same story in parts of text, as they are written; joined they are what ``tell`` gives.
+
+    Raises: QlabError, at once, as ``tell`` does.
+    """
+    ids, room = _checked(model, tokenizer, opening, max_tokens, temperature)
+    return _parts(model, tokenizer, ids, room, temperature, top_k, seed)
+
+
+def open_teller(source: str | Path, progress: bool = False) -> tuple[Any, Any]:
+    """A model that tells quickly, and its tokenizer: the engine where it knows the model.
+
+    Args:
+        source: as for ``qlab.load``.
+        progress: say on standard error that the engine is being compiled, where it has to be.
+
+    Returns: an engine or, where the engine does not compute such a model, a transformers model.
+
+    Raises: QlabError for a source that cannot be loaded at all.
+    """
+    from qlab.engine import load as load_engine
+    from qlab.sources import load
+
+    path = Path(source)
+    if path.is_file():
+        try:
+            engine = load_engine(path, progress=progress)
+            return engine, engine.tokenizer
+        except QlabError:
+            pass  # what qlab.load says about it is to the point
+    found = load(source)
+    try:
+        return load_engine(found, progress=progress), found.tokenizer
+    except QlabError:
+        return found.model, found.tokenizer
+
+
+def _checked(
+    model: Any, tokenizer: Any, opening: str, max_tokens: int, temperature: float
+) -> tuple[list[int], int]:
+    """Token ids of the opening, and how many more there may be."""
     if not opening.strip():
         raise QlabError('the opening is empty: give a few words, such as "Once upon a time"')
-    ids = tokenizer(opening, return_tensors="pt")["input_ids"].to(model.device)
-    context = int(getattr(model.config, "max_position_embeddings", 2048))
-    room = min(max_tokens, context - ids.shape[1])
+    if not math.isfinite(temperature):
+        raise QlabError(f"temperature {temperature}: 0 (greedy) or a number above")
+    ids = list(tokenizer(opening)["input_ids"])
+    if _is_engine(model):
+        context = model.context
+    else:
+        context = int(getattr(model.config, "max_position_embeddings", 2048))
+    room = min(max_tokens, context - len(ids))
     if room <= 0:
-        raise QlabError(f"the opening has {ids.shape[1]} pieces and the context only {context}")
-    generator = torch.Generator().manual_seed(seed)
+        raise QlabError(f"the opening has {len(ids)} pieces and the context only {context}")
+    return ids, room
+
+
+def _is_engine(model: Any) -> bool:
+    """Without importing the engine, which brings the compiler with it."""
+    return bool(getattr(model, "is_engine", False))
+
+
+def _pieces(
+    model: Any,
+    tokenizer: Any,
+    ids: list[int],
+    room: int,
+    temperature: float,
+    top_k: int,
+    seed: int,
+) -> Iterator[int]:
+    """The new tokens, one by one, without the one that ends the story."""
     end = tokenizer.eos_token_id
-    new: list[int] = []
+    if _is_engine(model):
+        stop = [] if end is None else [end]
+        yield from model.generate(
+            ids, room, temperature=max(temperature, 0.0), top_k=top_k, seed=seed, stop=stop
+        )
+        return
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        out = model(input_ids=ids, use_cache=True)
+        out = model(input_ids=torch.tensor([ids], device=model.device), use_cache=True)
         for i in range(room):
             piece = _choose(out.logits[0, -1].float().cpu(), temperature, top_k, generator)
             if piece == end:
-                break
-            new.append(piece)
+                return
+            yield piece
             if i + 1 < room:
                 step = torch.tensor([[piece]], device=model.device)
                 out = model(input_ids=step, past_key_values=out.past_key_values, use_cache=True)
-    return str(tokenizer.decode([*ids[0].tolist(), *new], skip_special_tokens=True))
+
+
+def _parts(
+    model: Any,
+    tokenizer: Any,
+    ids: list[int],
+    room: int,
+    temperature: float,
+    top_k: int,
+    seed: int,
+) -> Iterator[str]:
+    told = str(tokenizer.decode(ids, skip_special_tokens=True))
+    yield told
+    written = list(ids)
+    for piece in _pieces(model, tokenizer, ids, room, temperature, top_k, seed):
+        written.append(piece)
+        text = str(tokenizer.decode(written, skip_special_tokens=True))
+        # A character may be cut between two pieces: it is told when it is whole.
+        if text.startswith(told) and not text.endswith("\ufffd"):
+            yield text[len(told) :]
+            told = text
+    text = str(tokenizer.decode(written, skip_special_tokens=True))
+    if text.startswith(told) and len(text) > len(told):
+        yield text[len(told) :]
 
 
 def _choose(logits: Any, temperature: float, top_k: int, generator: Any) -> int:

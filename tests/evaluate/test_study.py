@@ -49,10 +49,14 @@ def test_the_baseline_agrees_with_itself(source, tmp_path):
     assert small.memory_bytes < whole.memory_bytes and small.disk_bytes < whole.disk_bytes
     assert len(small.continuations) == 2
     assert whole.perplexity == pytest.approx(
-        qlab.perplexity(source.model, source.tokenizer, TEXTS), rel=1e-9
+        qlab.perplexity(source.model, source.tokenizer, TEXTS), rel=1e-6
     )
     model, _ = qlab.quantize_model(source.model, "rtn", "int4-channel")
-    assert small.perplexity == pytest.approx(qlab.perplexity(model, source.tokenizer, TEXTS), 1e-9)
+    # The study takes text by text and perplexity eight at once: float32 adds in another order.
+    expected = qlab.perplexity(model, source.tokenizer, TEXTS)
+    assert small.perplexity == pytest.approx(expected, rel=1e-6)
+    kl = qlab.evaluate.divergence(source.model, model, source.tokenizer, TEXTS).kl
+    assert small.kl == pytest.approx(kl, rel=1e-4)  # differences of nearly equal numbers
 
 
 def test_a_new_line_computes_one_row(source, tmp_path, counted):

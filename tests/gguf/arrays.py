@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from qlab.gguf import block_type
+
 ROWS, COLUMNS = 4, 512
 
 
@@ -62,6 +64,11 @@ def importances():
         "far apart": 10.0 ** rng.uniform(-12, 6, COLUMNS),
     }
     return {"none": None} | {k: v.astype(np.float32) for k, v in values.items()}
+
+
+def importance_for(name, columns):
+    """Equal importance for the types that refuse to work without, else None."""
+    return np.ones(columns, np.float32) if block_type(name).needs_importance else None
 
 
 @cache

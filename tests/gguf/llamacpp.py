@@ -1,6 +1,7 @@
 """llama.cpp's own C, through ctypes, as the oracle of these tests."""
 
 import ctypes
+import faulthandler
 import glob
 import os
 from functools import cache
@@ -63,6 +64,38 @@ def quantize(x, type_id, importance=None):
     )
     assert written == out.nbytes
     return out
+
+
+def quantize_or_stop(arrays, type_id, importance=None):
+    """``quantize`` of each, None where the C ends the process: it runs in a copy of this one."""
+    ready = np.zeros((1, traits(type_id).block_size), np.float32)
+    quantize(ready, type_id, ready[0])  # the tables, which OpenMP's threads may compute
+    kind, found = traits(type_id), []
+    while len(found) < len(arrays):
+        read, write = os.pipe()
+        child = os.fork()
+        if not child:  # writes result after result, until the C stops it
+            faulthandler.disable()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os.dup2(1, 2)
+            os.environ["GGML_NO_BACKTRACE"] = "1"
+            for x in arrays[len(found) :]:
+                data = quantize(x, type_id, importance).tobytes()
+                while data:
+                    data = data[os.write(write, data) :]
+            os._exit(0)
+        os.close(write)
+        with os.fdopen(read, "rb") as pipe:
+            data = pipe.read()
+        os.waitpid(child, 0)
+        for x in arrays[len(found) :]:
+            size = x.size // kind.block_size * kind.block_bytes
+            if len(data) < size:
+                found.append(None)
+                break
+            found.append(np.frombuffer(data[:size], np.uint8).reshape(len(x), -1))
+            data = data[size:]
+    return found
 
 
 def quantize_activations(x, name):

@@ -10,10 +10,13 @@ from qlab import QlabError
 from qlab.gguf import BLOCK_TYPES, block_type, dequantize, quantize
 from qlab.gguf.arithmetic import nearest_int, round_away, truncate
 from qlab.gguf.blocks import _k
+from qlab.gguf.blocks._grids import EVEN_SIGNS, RINGS, quantizer_grid, signs, split_signs
 from qlab.kernels.cpu import gguf_lanes
+from tests.gguf.arrays import importance_for
 
 ENCODE = [k for k, b in BLOCK_TYPES.items() if b.can_encode]
 READ_ONLY = [k for k, b in BLOCK_TYPES.items() if not b.can_encode]
+GRIDS = [k for k in ENCODE if k.startswith(("IQ1", "IQ2", "IQ3"))]
 finite = st.floats(-(2.0**100), 2.0**100, width=32)
 
 
@@ -24,14 +27,15 @@ def normal():
 
 @pytest.mark.parametrize("name", ENCODE)
 def test_rows_are_stored_by_themselves(name, normal):
-    whole = quantize(normal, name)
+    row = importance_for(name, 512)
+    whole = quantize(normal, name, row)
     assert whole.dtype == np.uint8 and whole.shape == (16, block_type(name).row_bytes(512))
-    assert np.array_equal(whole[3], quantize(normal[3], name))
-    cube = quantize(normal.reshape(2, 8, 512), name)
+    assert np.array_equal(whole[3], quantize(normal[3], name, row))
+    cube = quantize(normal.reshape(2, 8, 512), name, row)
     assert np.array_equal(cube.reshape(whole.shape), whole)
-    assert np.array_equal(quantize(normal[::2], name), whole[::2])  # not contiguous
-    assert quantize(normal[:0], name).shape == (0, whole.shape[1])
-    assert quantize(normal[:, :0], name).shape == (16, 0)
+    assert np.array_equal(quantize(normal[::2], name, row), whole[::2])  # not contiguous
+    assert quantize(normal[:0], name, row).shape == (0, whole.shape[1])
+    assert quantize(normal[:, :0], name, importance_for(name, 0)).shape == (16, 0)
     assert dequantize(whole, name).shape == normal.shape
     assert dequantize(cube, name).shape == (2, 8, 512)
     assert dequantize(whole[:0], name).shape == (0, 512)
@@ -40,14 +44,15 @@ def test_rows_are_stored_by_themselves(name, normal):
 @pytest.mark.parametrize("name", ENCODE)
 def test_zeros_stay_zeros(name):
     x = np.zeros((2, 512), np.float32)
-    assert not dequantize(quantize(x, name), name).any()
+    assert not dequantize(quantize(x, name, importance_for(name, 512)), name).any()
 
 
 @pytest.mark.parametrize("name", [k for k in ENCODE if BLOCK_TYPES[k].block_size > 1])
 def test_what_was_read_is_stored_almost_alike(name, normal):
     """A second rounding finds levels that it can hit; the search may settle a little elsewhere."""
-    once = dequantize(quantize(normal, name), name)
-    twice = dequantize(quantize(once, name), name)
+    row = importance_for(name, 512)
+    once = dequantize(quantize(normal, name, row), name)
+    twice = dequantize(quantize(once, name, row), name)
     first = np.square(normal - once).sum()
     again = np.square(once - twice).sum()
     # One bit stores the mean magnitude, which is its own; the others lose at most a third more.
@@ -56,18 +61,28 @@ def test_what_was_read_is_stored_almost_alike(name, normal):
 
 def test_more_bits_are_closer(normal):
     """Error of normal weights in the order of bits per weight, within each family."""
+
+    def error(name):
+        # Without importance IQ1_M weighs errors by x², and gives up small weights for large ones.
+        row = np.ones(512, np.float32) if name in GRIDS else None
+        found = dequantize(quantize(normal, name, row), name)
+        return np.square(normal - found).mean()
+
     families = (
+        ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_XS", "IQ4_NL"),
         ("Q1_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "BF16", "F16", "F32"),
         ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
     )
     for family in families:
-        errors = [np.square(normal - dequantize(quantize(normal, k), k)).mean() for k in family]
+        errors = [error(k) for k in family]
         assert errors == sorted(errors, reverse=True)
         bits = [block_type(k).bits_per_weight() for k in family[:-3]]
         assert bits == sorted(bits)
 
 
-@pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "IQ4_NL", "IQ4_XS", "Q4_0"])
+@pytest.mark.parametrize(
+    "name", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "IQ4_NL", "IQ4_XS", "Q4_0", *GRIDS]
+)
 def test_importance_buys_what_it_asks_for(name):
     """The weighted error falls where columns differ in importance."""
     rng = np.random.default_rng(1)
@@ -78,18 +93,24 @@ def test_importance_buys_what_it_asks_for(name):
         found = dequantize(quantize(x, name, row), name)
         return (importance * np.square(x - found)).sum()
 
-    assert cost(importance) < 0.97 * cost(None)
+    assert cost(importance) < 0.97 * cost(importance_for(name, 512))
 
 
-@pytest.mark.parametrize("name", ["Q4_0", "Q8_0", "Q4_K", "Q6_K", "IQ4_NL", "Q3_K", "Q4_1"])
+@pytest.mark.parametrize("name", ["Q4_0", "Q8_0", "Q4_K", "Q6_K", "IQ4_NL", "Q3_K", "Q4_1", *GRIDS])
 @given(data=st.data())
 @settings(max_examples=15, deadline=None)
 def test_both_engines_agree(name, data):
     x = data.draw(npst.arrays(np.float32, (2, 256), elements=finite, fill=finite))
     costs = npst.arrays(np.float32, 256, elements=st.floats(0, 2.0**66, width=32))
-    importance = data.draw(st.none() | costs)
-    readable = quantize(x, name, importance, engine="numpy")
-    assert np.array_equal(readable, quantize(x, name, importance, engine="numba"))
+    importance = data.draw(costs if block_type(name).needs_importance else st.none() | costs)
+    found = []
+    for engine in ("numpy", "numba"):
+        try:
+            found.append(quantize(x, name, importance, engine=engine))
+        except QlabError as error:  # both or none
+            assert name in GRIDS and "overflow" in str(error)
+            found.append(None)
+    assert np.array_equal(*found)
 
 
 @pytest.mark.parametrize("name", ["Q4_0", "Q5_0", "Q8_0"])
@@ -177,7 +198,13 @@ def test_torch_tensors_are_taken(normal):
         (np.zeros((2, 32)), "Q4_0", -np.ones(32), "negative"),
         (np.zeros((2, 32)), "Q4_0", np.full(32, np.inf), "infinity"),
         (np.zeros((2, 256)), "IQ2_XXS", None, "needs an importance matrix"),
-        (np.zeros((2, 256)), "IQ2_S", np.ones(256), "read but not written"),
+        (
+            np.random.default_rng(0).normal(size=(2, 256)) * 1e37,
+            "IQ2_S",
+            np.ones(256),
+            "overflow float32",
+        ),
+        (np.zeros((2, 256)), "F64", None, "read but not written"),
         ([["a"]], "F32", None, "numbers"),
     ],
 )
@@ -187,7 +214,7 @@ def test_bad_input(x, name, importance, says):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", [k for k in ENCODE if k not in ("F32", "F16", "BF16")])
+@pytest.mark.parametrize("name", [k for k in ENCODE if k not in ("F32", "F16", "BF16", *GRIDS)])
 def test_what_is_not_finite_is_found_anywhere(name):
     """Each kind, alone in a matrix, with and without importance; the largest float is finite."""
     rng = np.random.default_rng(8)
@@ -203,6 +230,50 @@ def test_what_is_not_finite_is_found_anywhere(name):
             x = rng.normal(size=(3, 512)).astype(np.float32)
             x[rng.integers(3), rng.integers(512)] = value
             assert quantize(x, name, importance).size
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_what_is_not_finite_is_found_by_the_grid_types(name):
+    """Squares of the largest floats overflow, and then there is a nearest point or an error."""
+    for value in (np.nan, np.inf, -np.inf):
+        x = np.ones((3, 512), np.float32)
+        x[1, 300] = value
+        for engine in ("numpy", "numba"):
+            with pytest.raises(QlabError, match="NaN or infinity"):
+                quantize(x, name, np.ones(512, np.float32), engine=engine)
+
+
+@pytest.mark.parametrize("name", ["IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_S", "IQ3_XXS", "IQ3_S"])
+def test_neighbours(name):
+    """Checked for some combinations one by one, against their definition."""
+    grid = quantizer_grid(name)
+    points = grid.points.astype(int)
+    assert len(grid.place) == grid.levels**grid.size
+    assert np.array_equal(grid.place[grid.number(points)], np.arange(len(points)))
+    assert (np.sort(grid.place[grid.place >= 0]) == np.arange(len(points))).all()
+    for number in np.random.default_rng(0).choice(len(grid.place), 60, replace=False):
+        levels = number // grid.levels ** np.arange(grid.size) % grid.levels
+        near = grid.near[grid.first[number] : grid.first[number + 1]]
+        distance = np.square(points - levels).sum(1)
+        if grid.place[number] >= 0:
+            assert len(near) == 0 and distance.min() == 0
+            continue
+        rings = sorted(set(distance.tolist()))[: RINGS[name]]
+        expected = [i for ring in rings for i in np.flatnonzero(distance == ring)]
+        assert near.tolist() == expected
+
+
+@given(st.lists(st.integers(-8, 8), min_size=8, max_size=8))
+def test_eight_signs_in_seven_bits(values):
+    """The eighth follows from the others; at most one is wrong, and that the cheapest."""
+    x, weights = np.array([values], np.float32), np.ones((1, 8), np.float32)
+    magnitudes, bits = split_signs(x, weights, even=True)
+    restored = magnitudes * signs(EVEN_SIGNS[bits])[:, 0]
+    assert np.array_equal(restored, x) and bits.max() < 128
+    flipped = magnitudes < 0
+    assert flipped.sum() <= 1 and (np.abs(x[flipped]) == np.abs(x).min()).all()
+    free, all_bits = split_signs(x, weights, even=False)
+    assert np.array_equal(free * signs(all_bits)[:, 0], x) and (free >= 0).all()
 
 
 def test_more_bad_input():
@@ -228,4 +299,4 @@ def test_every_type_says_how_it_lies():
         if kind.block_size > 1:
             assert "byte " in kind.__doc__ and f"{kind.block_bytes} bytes" in kind.__doc__
             assert f"{kind.bits_per_weight():g} bits" in kind.__doc__
-    assert set(READ_ONLY) >= {"IQ1_S", "IQ3_S", "F64", "I32"}
+    assert set(READ_ONLY) == {"F64", "I8", "I16", "I32", "I64"}

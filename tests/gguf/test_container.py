@@ -15,6 +15,7 @@ from qlab import QlabError
 from qlab.gguf import BLOCK_TYPES, GGUFError, GGUFFile, GGUFWriter, quantize
 from qlab.gguf.inspect import diff, inspect
 from tests.gguf import llamacpp
+from tests.gguf.arrays import importance_for
 
 VALUES = {
     "general.architecture": ("llama", "string"),
@@ -62,7 +63,9 @@ def file(tmp_path, weights):
             out.add(key, value, kind)
         for name, kind in BLOCK_TYPES.items():
             if kind.can_encode:
-                out.add_weights(f"{name}.weight", weights, name)
+                out.add_weights(
+                    f"{name}.weight", weights, name, importance_for(name, weights.shape[-1])
+                )
         out.add_weights("one", weights[0, :1], "F32")
         out.add_weights("four", weights.reshape(2, 3, 2, 256), "Q4_K")
     return path
@@ -94,7 +97,9 @@ def test_every_type_and_shape(file, weights):
             if kind.can_encode:
                 tensor = found.tensors[f"{name}.weight"]
                 assert tensor.kind is kind and tensor.shape == weights.shape
-                assert np.array_equal(tensor.data, quantize(weights, name))
+                assert np.array_equal(
+                    tensor.data, quantize(weights, name, importance_for(name, weights.shape[-1]))
+                )
         four = found.tensors["four"]
         assert four.shape == (2, 3, 2, 256) and four.dequantize().shape == four.shape
         assert np.array_equal(four.data.reshape(-1), quantize(weights, "Q4_K").reshape(-1))
@@ -109,7 +114,7 @@ def test_llama_cpp_reads_the_same_places(tmp_path, weights):
             if not kind.startswith("array[array"):
                 out.add(key, value, kind)
         for name in kinds:
-            out.add_weights(name, weights, name)
+            out.add_weights(name, weights, name, importance_for(name, weights.shape[-1]))
     lib = llamacpp.library()
 
     class Parameters(ctypes.Structure):

@@ -102,6 +102,9 @@ FILES = [
     *(("grouped", mix, False) for mix in ("f16", "bf16", "q8_0", "q4_k_m", "q3_k_l", "iq4_xs")),
     *(("tied", mix, False) for mix in ("q4_0", "q5_1", "q2_k", "q5_k_m", "q6_k", "iq4_nl")),
     *(("tied", mix, True) for mix in ("q4_0", "q5_0", "q2_k_s", "q4_k_m", "iq4_xs", "iq4_nl")),
+    *(("tied", mix, False) for mix in ("iq3_s", "iq3_m")),
+    *(("tied", mix, True) for mix in MIXES if mix.startswith(("iq1", "iq2", "iq3"))),
+    *(("grouped", mix, True) for mix in ("iq2_m", "iq3_xs")),
     *(("odd", mix, False) for mix in ("q4_k_m", "q2_k", "tq2_0", "q5_k_s")),
     *(("odder", mix, False) for mix in ("q4_k_m", "q4_0")),
 ]

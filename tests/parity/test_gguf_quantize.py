@@ -6,7 +6,7 @@ The C is the prebuilt x86-64 build inside xllamacpp: float32 throughout and no f
 import numpy as np
 import pytest
 
-from qlab import gguf
+from qlab import QlabError, gguf
 from tests.gguf import llamacpp
 from tests.gguf.arrays import COLUMNS, ROWS, hard_arrays, importances, story_matrices
 
@@ -64,6 +64,29 @@ def test_hard_arrays(name, engine, importance):
 
 
 @pytest.mark.oracle("type {name}", "llama.cpp", "equal bytes")
+@pytest.mark.parametrize("name", GRIDS)
+def test_hard_arrays_of_types_with_a_table(name):
+    """Here the C ends the process where float32 overflows, and ``quantize`` raises an error."""
+    arrays, kind = hard_arrays(), gguf.block_type(name)
+    stopped = set()
+    for importance, row in importances().items():
+        if row is None and kind.needs_importance:
+            continue
+        wanted = llamacpp.quantize_or_stop(list(arrays.values()), kind.type_id, row)
+        # The readable engine is slow: it takes two of six importances.
+        engines = ("numba", "numpy") if importance in ("none", "far apart") else ("numba",)
+        for (array, x), want in zip(arrays.items(), wanted, strict=True):
+            for engine in engines:
+                if want is None:
+                    stopped.add(array)
+                    with pytest.raises(QlabError, match="overflow"):
+                        gguf.quantize(x, name, row, engine=engine)
+                else:
+                    got = gguf.quantize(x, name, row, engine=engine)
+                    assert np.array_equal(got, want), (array, importance, engine)
+    assert stopped <= {"huge", "squares overflow"}
+
+
 @pytest.mark.parametrize("name", PLAIN)
 def test_hard_arrays_of_types_without_a_search(name):
     arrays = hard_arrays()
@@ -71,12 +94,12 @@ def test_hard_arrays_of_types_without_a_search(name):
     assert_same(gguf.quantize(x, name), expected(x, name), name, arrays)
 
 
-@pytest.mark.parametrize("name", COMPILED + PLAIN)
+@pytest.mark.parametrize("name", COMPILED + PLAIN + GRIDS)
 def test_real_weights(name):
     kind = gguf.block_type(name)
     rng = np.random.default_rng(3)
     for matrix in story_matrices().values():
-        rows = [None]
+        rows = [] if kind.needs_importance else [None]
         if kind.uses_importance:
             rows.append(rng.chisquare(1, matrix.shape[1]).astype(np.float32))
         for importance in rows:
@@ -86,15 +109,16 @@ def test_real_weights(name):
             assert np.array_equal(few, want[:6])
 
 
-@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize("name", COMPILED + GRIDS)
 def test_random_arrays_of_every_spread(name):
     """Many seeds, each with another law and another scale: 1024 super-blocks a type."""
     rng = np.random.default_rng(11)
     laws = [rng.standard_normal, rng.standard_cauchy, rng.random, rng.standard_exponential]
     x = np.stack([law(COLUMNS) * 10.0 ** rng.uniform(-8, 8) for law in laws * 128])
     x = x.astype(np.float32)
+    kind = gguf.block_type(name)
     for importance in (None, rng.chisquare(1, COLUMNS).astype(np.float32)):
-        if importance is None or gguf.block_type(name).uses_importance:
+        if kind.uses_importance if importance is not None else not kind.needs_importance:
             got = gguf.quantize(x, name, importance, engine="numba")
             assert np.array_equal(got, expected(x, name, importance))
 
@@ -141,7 +165,9 @@ def test_compiled_dequantizers_take_any_shape(name):
 
 
 @pytest.mark.parametrize("engine", ["numpy", "numba"])
-@pytest.mark.parametrize("name", [n for n in COMPILED if n.startswith(("Q4", "Q5", "Q8", "IQ"))])
+@pytest.mark.parametrize(
+    "name", [n for n in COMPILED + GRIDS if n.startswith(("Q4", "Q5", "Q8", "IQ"))]
+)
 def test_ties(name, engine):
     """The first of equals counts: the sign of the peak, and which of 0 and -0 is the minimum."""
     rng = np.random.default_rng(7)
@@ -156,10 +182,11 @@ def test_ties(name, engine):
     # Half of a row of one kind, so that blocks differ in what they hold.
     rows.append(np.where(rng.random((40, 256)) < 0.97, np.float32(-0.0), rows[1]))
     x = np.concatenate(rows)
-    assert np.array_equal(gguf.quantize(x, name, engine=engine), expected(x, name))
+    row = np.ones(256, np.float32) if gguf.block_type(name).needs_importance else None
+    assert np.array_equal(gguf.quantize(x, name, row, engine=engine), expected(x, name, row))
 
 
-@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "IQ4_NL", "Q4_0"])
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "IQ4_NL", "Q4_0", "IQ2_S", "IQ1_M"])
 def test_threads_change_nothing(name):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(300, 1024)).astype(np.float32)

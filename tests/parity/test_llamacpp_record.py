@@ -18,7 +18,7 @@ from qlab.gguf.convert import to_gguf
 from qlab.gguf.load import load_gguf
 from qlab.gguf.mixes import MIXES
 from tests.gguf.llama_model import LlamaModel
-from tests.gguf.seeded_models import PROMPTS, runs
+from tests.gguf.seeded_models import PROMPTS, runs, seeded_importance
 
 RECORD = Path(__file__).parent / "data" / "llamacpp_story.json"
 REMEDY = "the storyteller changed: run tools/record_llamacpp.py story"
@@ -62,14 +62,24 @@ def test_the_file_is_that_of_the_record(file):
 
 @pytest.mark.parametrize("mix", MIXES)
 def test_each_mix_is_the_file_that_llamacpp_made(mix, teller, tmp_path):
-    """Those that need an importance matrix or a type that is not written here are refused."""
+    """Those that need an importance matrix are refused without."""
     told, path = record()["model"]["mixes"][mix], tmp_path / "a.gguf"
     try:
         types = to_gguf(teller.model, teller.tokenizer, path, mix, name="story")
     except qlab.QlabError as error:
-        assert "importance matrix" in str(error) if told is None else "not written" in str(error)
+        assert told is None and "importance matrix" in str(error)
         assert list(tmp_path.iterdir()) == []
         return
+    assert runs(types) == told["types"]
+    assert sha256(path) == told["file"], REMEDY
+
+
+@pytest.mark.parametrize("mix", [m for m in MIXES if m.startswith(("iq1", "iq2", "iq3"))])
+def test_each_mix_with_importance_is_the_file_that_llamacpp_made(mix, teller, file, tmp_path):
+    told, path = record()["model"]["with importance"][mix], tmp_path / "a.gguf"
+    with GGUFFile(file) as whole:
+        rows = seeded_importance({t.name: t.shape for t in whole.tensors.values()})
+    types = to_gguf(teller.model, teller.tokenizer, path, mix, rows, name="story")
     assert runs(types) == told["types"]
     assert sha256(path) == told["file"], REMEDY
 

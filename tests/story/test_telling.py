@@ -4,9 +4,10 @@ import pytest
 import torch
 
 import qlab
+import qlab.engine
 from qlab.errors import QlabError
 from qlab.story import load, tell
-from qlab.story.telling import _choose
+from qlab.story.telling import _choose, open_teller, stream
 
 OPENING = "Once upon a time, there was a little fox named Pip. Pip had a red kite."
 
@@ -129,3 +130,81 @@ def test_a_quantized_model_tells(story):
     told = tell(small, story.tokenizer, OPENING, 10)
     assert told.startswith(OPENING)
     assert told == tell(qlab.nn.dequantize_model(small), story.tokenizer, OPENING, 10)
+
+
+@pytest.fixture(scope="module")
+def engine(story):
+    return qlab.engine.load(story)
+
+
+@pytest.mark.parametrize("opening", [OPENING, "One day"])
+def test_the_engine_tells_the_same_story(story, engine, opening):
+    told = tell(engine, story.tokenizer, opening, 60)
+    assert told == tell(story.model, story.tokenizer, opening, 60)
+
+
+def test_a_story_in_parts_is_the_story(story, engine):
+    for model in (story.model, engine):
+        for how in ({}, {"temperature": 1.0, "top_k": 20, "seed": 3}):
+            parts = list(stream(model, story.tokenizer, OPENING, 40, **how))
+            assert parts[0] == OPENING and len(parts) > 20
+            assert "".join(parts) == tell(model, story.tokenizer, OPENING, 40, **how)
+
+
+def test_a_character_in_pieces_is_told_whole():
+    class Bytes:
+        """Each byte a token."""
+
+        eos_token_id = None
+
+        def __call__(self, text):
+            return {"input_ids": list(text.encode())}
+
+        def decode(self, ids, **_):
+            return bytes(ids).decode(errors="replace")
+
+    class Writer:
+        context, is_engine = 100, True
+
+        def generate(self, ids, *_, **__):
+            return iter(" höre, 狐".encode())
+
+    parts = list(stream(Writer(), Bytes(), "ich"))
+    assert "".join(parts) == "ich höre, 狐" and "狐" in parts and "ö" in parts
+
+
+def test_an_opening_that_fills_the_engine_is_refused(story, engine):
+    with pytest.raises(QlabError, match="the context only 512"):
+        stream(engine, story.tokenizer, "the moon and the fox " * 300)
+    with pytest.raises(QlabError, match="the opening is empty"):
+        stream(engine, story.tokenizer, " ")
+
+
+def test_the_engine_is_opened_where_it_knows_the_model(story, tmp_path):
+    from qlab.gguf import to_gguf
+
+    model, words = open_teller("story")
+    assert type(model).__name__ == "Engine" and words.eos_token_id == story.tokenizer.eos_token_id
+    to_gguf(story.model, story.tokenizer, tmp_path / "s.gguf", "q8_0")
+    model, words = open_teller(tmp_path / "s.gguf")
+    assert type(model).__name__ == "Engine"
+    assert tell(model, words, OPENING, 5).startswith(OPENING)
+    with pytest.raises(QlabError, match="no file or folder at"):
+        open_teller("./nothing-here")
+
+
+def test_a_model_that_the_engine_does_not_know_is_opened_too(tmp_path, tiny):
+    import transformers as t
+
+    config = t.GPT2Config(vocab_size=300, n_positions=64, n_embd=32, n_layer=1, n_head=2)
+    t.GPT2LMHeadModel(config).save_pretrained(tmp_path / "g")
+    tiny[1].save_pretrained(tmp_path / "g")
+    model, words = open_teller(tmp_path / "g")
+    assert type(model).__name__ == "GPT2LMHeadModel"
+    assert tell(model, words, "the fox", 4).startswith("the fox")
+
+
+@pytest.mark.parametrize("temperature", [float("nan"), float("inf")])
+def test_a_temperature_that_is_no_number_is_refused(story, temperature):
+    with pytest.raises(QlabError, match=r"temperature (nan|inf): 0"):
+        tell(story.model, story.tokenizer, OPENING, 5, temperature=temperature)

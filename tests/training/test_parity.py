@@ -47,7 +47,8 @@ def test_fake_quantize_per_tensor_affine(seed, s, z):
     a.backward(g)
     b.backward(g)
     clear = ~ties(x, s)
-    assert clear.float().mean() > 0.9
+    # A scale such as 0.6 puts a sixth of the numbers on a tie.
+    assert clear.float().mean() > 0.5
     assert torch.equal(a[clear], b[clear])
     assert torch.equal(ours.grad[clear], theirs.grad[clear])
 

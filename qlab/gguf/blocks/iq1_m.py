@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from qlab.gguf.arithmetic import Array, f32, from_half
-from qlab.gguf.blocks._grids import grid, words
-from qlab.gguf.blocks.base import BlockType, register
-from qlab.gguf.blocks.iq1_s import SHIFT
+from qlab.gguf.arithmetic import Array, f32, from_half, importance_weights, in_order, to_half
+from qlab.gguf.blocks._grids import energy, grid, quantizer_grid, sub_scales, words
+from qlab.gguf.blocks.base import BlockType, join, register
+from qlab.gguf.searches.ternary import SHIFT, VALUES, ternary_search
 
 
 @register
@@ -23,7 +23,35 @@ class IQ1_M(BlockType):
     """
 
     name, type_id, block_size, block_bytes = "IQ1_M", 29, 256, 56
-    can_encode, uses_importance = False, True
+    uses_importance = True
+
+    @classmethod
+    def encode(cls, x: Array, importance: Array | None) -> Array:
+        weights = x * x
+        if importance is not None:
+            weights = importance_weights(x, importance, energy(x, 2)[..., None])
+        x, weights, shape = x.reshape(-1, 16), weights.reshape(-1, 16), x.shape
+        table = quantizer_grid(cls.name)
+        points, shifts, scales = ternary_search(x, weights, table, halves=True, threshold=1e-7)
+        d, s = sub_scales(scales.reshape(-1, 16), 8)
+        zero = d == 0
+        # With all codes chosen, the best d for the whole block.
+        q = np.take_along_axis(VALUES[shifts], table.points[points].astype(np.int64), axis=-1)
+        q = q.reshape(x.shape) * (2 * s + 1).reshape(-1, 1).astype(np.float32)
+        xq = in_order((weights * q * x).reshape(-1, 256))
+        q2 = in_order((weights * q * q).reshape(-1, 256))
+        d = np.where(q2 > 0, xq / q2, d)
+        # A little more than that: better on average.
+        bits = np.where(zero, 0, to_half(d * f32(1.1125)).astype(np.int64))
+        word = (s.reshape(-1, 4, 4) << np.array([0, 3, 6, 9])).sum(axis=-1)
+        word |= (bits[:, None] >> np.array([0, 4, 8, 12]) & 15) << 12
+        four = points >> 8 | np.where(np.repeat(zero, 16)[:, None], 0, shifts) << 3
+        packed = join(
+            (points & 255).reshape(-1, 32),
+            (four[:, 0] | four[:, 1] << 4).reshape(-1, 16),
+            word.astype("<u2").view(np.uint8),
+        )
+        return packed.reshape(*shape[:2], cls.block_bytes)
 
     @classmethod
     def decode(cls, data: Array) -> Array:

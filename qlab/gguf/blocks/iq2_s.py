@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from qlab.gguf.arithmetic import Array, f32
-from qlab.gguf.blocks._grids import grid, nibbles, signs
-from qlab.gguf.blocks.base import BlockType, read_half, register
+from qlab.gguf.arithmetic import Array, f32, importance_weights
+from qlab.gguf.blocks._grids import (
+    energy,
+    grid,
+    nibbles,
+    pack_pairs,
+    quantizer_grid,
+    signs,
+    sub_scales,
+)
+from qlab.gguf.blocks.base import BlockType, halves, join, read_half, register
+from qlab.gguf.searches.grid import grid_search
 
 
 @register
@@ -21,7 +30,33 @@ class IQ2_S(BlockType):
     """
 
     name, type_id, block_size, block_bytes = "IQ2_S", 22, 256, 82
-    can_encode, uses_importance = False, True
+    uses_importance = True
+
+    @classmethod
+    def encode(cls, x: Array, importance: Array | None) -> Array:
+        twice = energy(x, 2)[..., None]
+        if importance is None:
+            weights = f32(0.25) * twice + x * x
+        else:
+            weights = importance_weights(x, importance, twice)
+        points, sign, scales = grid_search(
+            x.reshape(-1, 16),
+            weights.reshape(-1, 16),
+            quantizer_grid(cls.name),
+            even=False,
+            reach=9,
+            width=0.1,
+            threshold=1e-8,
+            again="off",
+        )
+        d, s = sub_scales(scales.reshape(-1, 16), 16)
+        points = points.reshape(-1, 32)
+        high = ((points >> 8).reshape(-1, 8, 4) << np.array([0, 2, 4, 6])).sum(axis=-1)
+        # A little less than the scale of the largest group: better on average.
+        packed = join(
+            *halves(d * f32(0.9875)), points & 255, sign.reshape(-1, 32), high, pack_pairs(s)
+        )
+        return packed.reshape(*x.shape[:2], cls.block_bytes)
 
     @classmethod
     def decode(cls, data: Array) -> Array:

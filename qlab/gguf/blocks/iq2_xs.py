@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from qlab.gguf.arithmetic import Array, f32
-from qlab.gguf.blocks._grids import EVEN_SIGNS, grid, nibbles, signs, words
-from qlab.gguf.blocks.base import BlockType, read_half, register
+import numpy as np
+
+from qlab.gguf.arithmetic import Array, f32, importance_weights
+from qlab.gguf.blocks._grids import (
+    EVEN_SIGNS,
+    energy,
+    grid,
+    nibbles,
+    pack_pairs,
+    quantizer_grid,
+    signs,
+    sub_scales,
+    words,
+)
+from qlab.gguf.blocks.base import BlockType, halves, join, read_half, register
+from qlab.gguf.searches.grid import grid_search
 
 
 @register
@@ -19,7 +32,25 @@ class IQ2_XS(BlockType):
     """
 
     name, type_id, block_size, block_bytes = "IQ2_XS", 17, 256, 74
-    can_encode, uses_importance, needs_importance = False, True, True
+    uses_importance = needs_importance = True
+
+    @classmethod
+    def encode(cls, x: Array, importance: Array | None) -> Array:
+        weights = importance_weights(x, importance, energy(x, 1)[..., None])
+        points, sign, scales = grid_search(
+            x.reshape(-1, 16),
+            weights.reshape(-1, 16),
+            quantizer_grid(cls.name),
+            even=True,
+            reach=9,
+            width=0.1,
+            threshold=1e-15,
+            again="off",
+        )
+        d, s = sub_scales(scales.reshape(-1, 16), 16)
+        codes = (points | sign.astype(np.int64) << 9).reshape(-1, 32)
+        codes = np.where(d[:, None] == 0, 0, codes).astype("<u2").view(np.uint8)
+        return join(*halves(d), codes, pack_pairs(s)).reshape(*x.shape[:2], cls.block_bytes)
 
     @classmethod
     def decode(cls, data: Array) -> Array:

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from qlab.gguf.arithmetic import Array, f32
-from qlab.gguf.blocks._grids import EVEN_SIGNS, grid, signs, words
-from qlab.gguf.blocks.base import BlockType, read_half, register
+from qlab.gguf.arithmetic import Array, f32, importance_weights
+from qlab.gguf.blocks._grids import (
+    EVEN_SIGNS,
+    energy,
+    grid,
+    pack_sevens,
+    quantizer_grid,
+    signs,
+    sub_scales,
+    words,
+)
+from qlab.gguf.blocks.base import BlockType, halves, join, read_half, register
+from qlab.gguf.searches.grid import grid_search
 
 
 @register
@@ -22,7 +32,27 @@ class IQ2_XXS(BlockType):
     """
 
     name, type_id, block_size, block_bytes = "IQ2_XXS", 16, 256, 66
-    can_encode, uses_importance, needs_importance = False, True, True
+    uses_importance = needs_importance = True
+
+    @classmethod
+    def encode(cls, x: Array, importance: Array | None) -> Array:
+        weights = importance_weights(x, importance, energy(x, 1)[..., None])
+        points, sign, scales = grid_search(
+            x.reshape(-1, 32),
+            weights.reshape(-1, 32),
+            quantizer_grid(cls.name),
+            even=True,
+            reach=6,
+            width=0.1,
+            threshold=1e-15,
+            again="always",
+        )
+        d, s = sub_scales(scales.reshape(-1, 8), 16)
+        zero = (d == 0)[:, None, None]
+        low = np.where(zero, 0, points.reshape(-1, 8, 4)).astype(np.uint8)
+        high = pack_sevens(np.where(zero, 0, sign.reshape(-1, 8, 4)), s)
+        pairs = np.concatenate([low, high], axis=-1).reshape(len(d), -1)
+        return join(*halves(d), pairs).reshape(*x.shape[:2], cls.block_bytes)
 
     @classmethod
     def decode(cls, data: Array) -> Array:

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from qlab.gguf.arithmetic import Array, f32
-from qlab.gguf.blocks._grids import EVEN_SIGNS, grid, signs, words
-from qlab.gguf.blocks.base import BlockType, read_half, register
+from qlab.gguf.arithmetic import Array, f32, importance_weights
+from qlab.gguf.blocks._grids import (
+    EVEN_SIGNS,
+    energy,
+    grid,
+    pack_sevens,
+    quantizer_grid,
+    signs,
+    sub_scales,
+    words,
+)
+from qlab.gguf.blocks.base import BlockType, halves, join, read_half, register
+from qlab.gguf.searches.grid import grid_search
 
 
 @register
@@ -21,7 +31,30 @@ class IQ3_XXS(BlockType):
     """
 
     name, type_id, block_size, block_bytes = "IQ3_XXS", 18, 256, 98
-    can_encode, uses_importance = False, True
+    uses_importance = True
+
+    @classmethod
+    def encode(cls, x: Array, importance: Array | None) -> Array:
+        weights = x * x
+        if importance is not None:
+            weights = importance_weights(x, importance, energy(x, 2)[..., None])
+        points, sign, scales = grid_search(
+            x.reshape(-1, 32),
+            weights.reshape(-1, 32),
+            quantizer_grid(cls.name),
+            even=True,
+            reach=15,
+            width=0.2,
+            threshold=1e-8,
+            again="off",
+        )
+        d, s = sub_scales(scales.reshape(-1, 8), 16)
+        zero = d == 0
+        points = np.where(zero[:, None], 0, points.reshape(-1, 64))
+        packed = pack_sevens(np.where(zero[:, None, None], 0, sign.reshape(-1, 8, 4)), s)
+        # A little more than the scale of the largest group: better on average.
+        packed = join(*halves(d * f32(1.0125)), points, packed.reshape(-1, 32))
+        return packed.reshape(*x.shape[:2], cls.block_bytes)
 
     @classmethod
     def decode(cls, data: Array) -> Array:

@@ -5,6 +5,7 @@ Chapter: GGUF, byte by byte.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qlab.kernels.cpu import gguf_decode
+from qlab.kernels.cpu import gguf_decode, gguf_iq1, gguf_iq_grid
 from qlab.kernels.cpu.gguf_iq4 import encode_iq4
 from qlab.kernels.cpu.gguf_k import encode_affine, encode_q3_k, encode_q6_k
 from qlab.kernels.cpu.gguf_simple import all_finite, encode_affine_32, encode_q8_0, encode_symmetric
@@ -36,6 +37,16 @@ _KERNELS: dict[str, tuple[Callable[..., Any], tuple[int, ...], int]] = {
     "IQ4_NL": (encode_iq4, (32,), 32),
     "IQ4_XS": (encode_iq4, (256,), 256),
 }
+# The types with a table of points: name: (kernel, its last arguments)
+_GRID_KERNELS: dict[str, tuple[Callable[..., bool], tuple[int, ...]]] = {
+    "IQ2_XXS": (gguf_iq_grid.encode_grid, (gguf_iq_grid.IQ2_XXS,)),
+    "IQ2_XS": (gguf_iq_grid.encode_grid, (gguf_iq_grid.IQ2_XS,)),
+    "IQ2_S": (gguf_iq_grid.encode_grid, (gguf_iq_grid.IQ2_S,)),
+    "IQ3_XXS": (gguf_iq_grid.encode_grid, (gguf_iq_grid.IQ3_XXS,)),
+    "IQ3_S": (gguf_iq_grid.encode_grid, (gguf_iq_grid.IQ3_S,)),
+    "IQ1_S": (gguf_iq1.encode_iq1_s, ()),
+    "IQ1_M": (gguf_iq1.encode_iq1_m, ()),
+}
 # name: (kernel, its last arguments)
 _DECODERS: dict[str, tuple[Callable[..., None], tuple[int, ...]]] = {
     "F16": (gguf_decode.decode_f16, ()),
@@ -56,33 +67,51 @@ _DECODERS: dict[str, tuple[Callable[..., None], tuple[int, ...]]] = {
 _MIN_WEIGHTS = 1 << 16  # for a thread of its own
 
 
-def kernel(name: str) -> Callable[[Array, Array | None, Array, int | None], bool] | None:
+# What a compiled quantizer returns. If not FINE, its output is not to be used.
+FINE, NOT_FINITE, OVERFLOW = range(3)
+
+
+def kernel(name: str) -> Callable[[Array, Array | None, Array, int | None], int] | None:
     """The compiled quantizer of a type, or None: called with (rows, importance, out, threads).
 
-    It returns whether all weights are finite; if not, ``out`` is not to be used.
+    It returns FINE, NOT_FINITE if a weight is not, or OVERFLOW if a square of one is not.
     """
-    if name not in _KERNELS:
+    if name in _GRID_KERNELS:
+        function, extra, block = *_GRID_KERNELS[name], 256
+    elif name in _KERNELS:
+        function, extra, block = _KERNELS[name]
+    else:
         return None
-    function, extra, block = _KERNELS[name]
 
-    def run(x: Array, importance: Array | None, out: Array, threads: int | None) -> bool:
+    def run(x: Array, importance: Array | None, out: Array, threads: int | None) -> int:
+        tables = _tables(name) if name in _GRID_KERNELS else ()
         weights = np.empty(0, np.float32) if importance is None else importance
         if block:
             weights = weights.reshape(-1, block)
 
-        def part(rows: slice) -> bool:
+        def part(rows: slice) -> int:
             a, b = x[rows], out[rows]
             if not block:  # these look for themselves
-                return bool(function(a, weights, b, *extra))
+                return FINE if function(a, weights, b, *extra) else NOT_FINITE
             if not all_finite(a):
-                return False
+                return NOT_FINITE
             a = a.reshape(-1, block)
-            function(a, weights, b.reshape(len(a), -1), *extra)
-            return True
+            done = function(a, weights, b.reshape(len(a), -1), *tables, *extra)
+            return OVERFLOW if done is False else FINE  # most return nothing
 
-        return all(in_threads(part, len(x), x.size, threads))
+        found = in_threads(part, len(x), x.size, threads)
+        return NOT_FINITE if NOT_FINITE in found else max(found)
 
     return run
+
+
+@functools.cache
+def _tables(name: str) -> gguf_iq_grid.Tables:
+    from qlab.gguf.blocks._grids import quantizer_grid
+
+    grid = quantizer_grid(name)
+    worth = (-1, 0, 1) if name.startswith("IQ1") else tuple(range(1, 2 * grid.levels, 2))
+    return gguf_iq_grid.lay_out(grid, worth)
 
 
 def decoder(name: str) -> Callable[[Array, Array, int | None], None] | None:
