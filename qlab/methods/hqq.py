@@ -56,6 +56,8 @@ class HqqOptions:
             not use it; its slower one does.
         iterations: at most.
         early_stop: stop when the mean |W - W_r| of the whole matrix no longer falls.
+        round_zero: begin with the zero point of the range rounded to a code. The library's
+            ``BaseQuantizeConfig`` asks for it at 4 bits and at no other number of them.
         zero: ``real`` as in the library, or ``integer``: z rounded to a code at the end, for files
             and kernels that have no other.
         pad: fill the tensor with zeros to whole blocks where the group size does not divide it.
@@ -66,6 +68,7 @@ class HqqOptions:
     kappa: float = 1.0
     iterations: int = 20
     early_stop: bool = True
+    round_zero: bool = False
     zero: str = "real"
     pad: bool = False
 
@@ -161,6 +164,8 @@ def half_quadratic(
         inverse = xp.where(span <= NARROW, xp.ones_like(span), top / span)
     inverse = xp.clip(inverse, max=STEEP)
     zero = -low * inverse
+    if o.round_zero:
+        zero = xp.round(zero)
     beta, best = o.beta, float("inf")
     errors, zeros = [], [zero]
     for _ in range(o.iterations):

@@ -8,7 +8,7 @@ from hqq.core import optimize
 from hqq.core.quantize import Quantizer
 
 from qlab.core import Scheme
-from qlab.methods.hqq import half_quadratic, hqq, slower
+from qlab.methods.hqq import HqqOptions, half_quadratic, hqq, slower
 
 BITS = (8, 6, 5, 4, 3, 2, 1)
 
@@ -54,14 +54,18 @@ def theirs(w, bits, group, solver, **how):
 @pytest.mark.oracle("method hqq", "hqq", "equal codes, scales and zero points")
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("group", [16, 64])
-def test_the_default_solver(bits, group):
+@pytest.mark.parametrize("rounded", [False, True])
+def test_the_default_solver(bits, group, rounded):
+    o = HqqOptions(round_zero=rounded)
     for what, w in inputs().items():
-        codes, scale, zero, restored = theirs(w, bits, group, optimize.optimize_weights_proximal)
-        found = half_quadratic(w.reshape(-1, group), bits)
+        codes, scale, zero, restored = theirs(
+            w, bits, group, optimize.optimize_weights_proximal, round_zero=rounded
+        )
+        found = half_quadratic(w.reshape(-1, group), bits, o)
         assert torch.equal(found.scale, scale), what
         assert torch.equal(found.zero, zero), what
         assert torch.equal(found.codes.float(), codes), what
-        q = hqq(w, None, Scheme.parse(f"uint{bits}-g{group}"))
+        q = hqq(w, None, Scheme.parse(f"uint{bits}-g{group}"), o)
         assert torch.equal(q.dequantize(), restored), what
         assert torch.equal((q.dequantize() - w).abs().mean(), (restored - w).abs().mean()), what
 
