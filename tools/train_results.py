@@ -24,6 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "qlab" / "records" / "training.json"
 LOGS = ROOT / "qlab" / "records" / "training"
 SCHEMES = {4: "int4-asym-channel", 3: "int3-asym-channel", 2: "int2-asym-channel"}
+TERNARY = 1  # stands for log2 3 = 1.58 bits where a run names its bits
+SCHEME_OF = {**SCHEMES, TERNARY: "ternary-channel"}
 SEEDS = (0, 1, 2)
 BATCH, LENGTH = 4, 128  # rows a step, tokens a row
 
@@ -35,7 +37,8 @@ class Run:
     Attributes:
         kind: ``none`` (nothing done), ``rtn``, ``gptq``, ``qaf`` (training goes on from the trained
             model), ``qat`` (it begins from random weights).
-        bits: of the weights, a scale and a zero point a row; 32: not quantized.
+        bits: of the weights, a scale and a zero point a row; 1: ternary, a scale a row; 32: not
+            quantized.
         distill: the teacher's share in the loss.
         method: of the scales, as in ``qlab.training.prepare``.
         steps, lr: of the training.
@@ -60,8 +63,8 @@ class Run:
 
 
 # Fewer bits are further from where training has to go: more steps, and longer ones.
-STEPS = {4: 80, 3: 120, 2: 160}
-RATES = {4: 3e-4, 3: 5e-4, 2: 1e-3}
+STEPS = {4: 80, 3: 120, 2: 160, TERNARY: 160}
+RATES = {4: 3e-4, 3: 5e-4, 2: 1e-3, TERNARY: 2e-3}
 
 
 def qaf(bits: int, seed: int, distill: float = 1.0, method: str = "ste") -> Run:
@@ -82,6 +85,10 @@ RUNS = (
     # From random weights, with the same number of steps.
     Run("qat", 2, 0.0, "ste", STEPS[2], 3e-3, 0),
     Run("qat", 32, 0.0, "none", STEPS[2], 3e-3, 0),
+    # Three values a weight.
+    Run("rtn", TERNARY),
+    *(qaf(TERNARY, seed, method="absmean") for seed in SEEDS),
+    Run("qat", TERNARY, 0.0, "absmean", STEPS[2], 3e-3, 0),
 )
 
 
@@ -92,11 +99,11 @@ def measure(run: Run, story: Any) -> tuple[float, list[Any]]:
 
     model, log = story.model, []
     if run.kind in ("rtn", "gptq"):
-        model, _ = qlab.quantize_model(model, run.kind, SCHEMES[run.bits], story.calibration())
+        model, _ = qlab.quantize_model(model, run.kind, SCHEME_OF[run.bits], story.calibration())
     elif run.kind in ("qaf", "qat"):
         start = model if run.kind == "qaf" else random_storyteller(run.seed)
         plain = run.bits == 32
-        trained = clone(start) if plain else prepare(start, SCHEMES[run.bits], method=run.method)
+        trained = clone(start) if plain else prepare(start, SCHEME_OF[run.bits], method=run.method)
         options = TrainOptions(steps=run.steps, lr=run.lr, distill=run.distill, seed=run.seed)
         batches = story_batches(story.tokenizer, BATCH, LENGTH, run.seed)
         log = train(trained, batches, options, teacher=story.model if run.distill else None)

@@ -44,6 +44,9 @@ def test_the_record_says_which_versions_it_is_of(recorded):
     assert set(recorded["weights"]) == {case.name for case in CASES}
 
 
+@pytest.mark.oracle(
+    "compression {case.method}", "llm-compressor (recorded)", "equal bits of every weight"
+)
 @pytest.mark.parametrize("case", CASES, ids=[c.name for c in CASES])
 def test_the_weights_are_those_of_llm_compressor(recorded, case):
     given = {k: torch.from_numpy(v) for k, v in case_inputs(case).items()}
@@ -73,6 +76,7 @@ def test_the_weights_are_those_of_llm_compressor(recorded, case):
     assert ((ours == 0) == (theirs == 0)).mean() > 0.99
 
 
+@pytest.mark.oracle("compression magnitude", "torch", "the same weights but at ties")
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.9])
 def test_magnitude_is_torch_prune(share):
     from torch.nn.utils import prune
@@ -87,6 +91,7 @@ def test_magnitude_is_torch_prune(share):
     assert torch.equal(magnitude(w, None, Target(share)), layer.weight.detach())
 
 
+@pytest.mark.oracle("compression 2:4", "torch", "the same mask")
 def test_two_of_four_is_the_mask_of_torch_ao_pruning():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -104,6 +109,7 @@ def test_two_of_four_is_the_mask_of_torch_ao_pruning():
     assert torch.equal(magnitude(w, None, Target.parse(pattern="2:4")), model[0].weight.detach())
 
 
+@pytest.mark.oracle("compression wanda", "torchao", "the same mask by its two rules")
 @pytest.mark.parametrize("half", [False, True], ids=["half of the layer", "2:4"])
 def test_wanda_of_torchao_compares_the_whole_layer_and_squares_the_norms(half):
     """torchao 0.18 keeps sums of squares and takes no root of them: |w| · ‖x‖² in place of ‖x‖."""
@@ -131,6 +137,7 @@ def test_wanda_of_torchao_compares_the_whole_layer_and_squares_the_norms(half):
     assert torch.equal(wanda(w, squared, target, within="layer"), theirs)
 
 
+@pytest.mark.oracle("compression 2:4", "torch", "equal bytes of values and indices")
 def test_the_packed_format_is_that_of_torchs_sparse_kernels():
     """Values equal, and metadata bit for bit, for every one of the 11 sets of 0 to 2 of 4."""
     from torch.sparse import _semi_structured_conversions as theirs

@@ -42,6 +42,7 @@ def greedy(model, ids, count):
     return new, gaps
 
 
+@pytest.mark.oracle("engine logits", "transformers", "equal to 1e-4")
 def test_logits_of_all_architectures(any_model):
     engine = qlab.engine.load(any_model)
     ids = draw(1, 97)
@@ -78,6 +79,9 @@ def _tiny_engine():
     return _found["tiny"]
 
 
+@pytest.mark.oracle(
+    "engine greedy tokens", "transformers", "the same for 200 tokens of ten prompts but at ties"
+)
 def test_greedy_tokens_are_those_of_transformers_for_ten_prompts(story):
     engine = qlab.engine.load(story)
     for prompt in PROMPTS:
@@ -89,6 +93,7 @@ def test_greedy_tokens_are_those_of_transformers_for_ten_prompts(story):
             assert gaps[first] < 2e-4, (prompt, first, gaps[first])
 
 
+@pytest.mark.oracle("engine perplexity", "transformers", "equal to 1e-5, with float inputs")
 def test_perplexity_is_that_of_transformers(story):
     texts = story.validation()[:6]
     engine = qlab.engine.load(story)

@@ -80,6 +80,7 @@ def files(tmp_path_factory):
     return made
 
 
+@pytest.mark.oracle("engine logits", "llama.cpp", "nearer to float than twice its distance")
 @pytest.mark.parametrize("name", ["tied", "odd"])
 @pytest.mark.parametrize("mix", ["f32", "q8_0", "q4_0", "q4_k_m"])
 def test_a_gguf_file(files, name, mix):

@@ -13,6 +13,7 @@ from qlab.training.lora_files import CONFIG, WEIGHTS, load_adapter, save_adapter
 from tests.training.lora_cases import batch, fill, llama
 
 
+@pytest.mark.engine("export lora", "peft")
 @pytest.mark.parametrize("targets", [None, ("q_proj", "v_proj"), ("1.mlp.up_proj",)])
 def test_peft_reads_ours(tmp_path, targets):
     from peft import PeftModel

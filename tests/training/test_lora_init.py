@@ -65,6 +65,7 @@ def test_more_rank_and_more_rounds_never_hurt(word, rank):
         assert one < 1e-4
 
 
+@pytest.mark.oracle("training loftq", "peft", "the same adapters, to the precision of its SVD")
 @pytest.mark.parametrize("iterations", [1, 2, 4])
 def test_pefts_own_loftq(iterations, monkeypatch):
     """peft computes it on a GPU; its lines, told to stay on the CPU, give the same numbers."""

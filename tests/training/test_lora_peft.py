@@ -60,6 +60,7 @@ def copy_adapters(ours, theirs):
         other.lora_B["default"].weight.data.copy_(layer.lora_B)
 
 
+@pytest.mark.oracle("training qlora", "bitsandbytes", "equal bits of the frozen base")
 def test_the_base_is_bitsandbytes(ours, theirs):
     from bitsandbytes.functional import dequantize_4bit
 
@@ -72,6 +73,7 @@ def test_the_base_is_bitsandbytes(ours, theirs):
         )
 
 
+@pytest.mark.oracle("training qlora", "peft", "the same losses and gradients, to rounding")
 def test_outputs_gradients_and_the_loss_curve(ours, theirs):
     copy_adapters(fill(ours), theirs)
     ids, found = batch(0), []
@@ -117,6 +119,7 @@ def test_dropout_draws_the_same(ours):
     assert torch.equal(*found)
 
 
+@pytest.mark.oracle("training qlora", "peft", "equal bits of the merged weights")
 def test_merged_weights(ours, theirs):
     """Into float, and back into NF4 as peft does it: the same bytes."""
     from bitsandbytes.functional import dequantize_4bit

@@ -35,6 +35,7 @@ def ties(x, scale):
     return ((y - y.floor() - 0.5).abs() < 1e-5 * y.abs().clamp_min(1)) & (y.abs() < 20)
 
 
+@pytest.mark.oracle("training ste", "torch", "equal values and gradients but at ties")
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**31), s=st.floats(0.01, 2.0), z=st.integers(QMIN, QMAX))
 def test_fake_quantize_per_tensor_affine(seed, s, z):
@@ -61,6 +62,7 @@ def test_equal_bits_where_the_inverse_is_exact():
     assert torch.equal(a, b)
 
 
+@pytest.mark.oracle("training ste", "torch", "equal values and gradients but at ties")
 @pytest.mark.parametrize("axis", [0, 1])
 def test_fake_quantize_per_channel_affine(axis):
     x = adversarial(2)
@@ -89,6 +91,7 @@ def lead(kind, x, s, z, g, grad_factor):
     return y, x.grad, s.grad, z.grad
 
 
+@pytest.mark.oracle("training lsq", "torch", "equal values and gradients, to the order of sums")
 @pytest.mark.parametrize("kind", ["tensor", "channel"])
 @pytest.mark.parametrize("seed", range(4))
 def test_learnable_operators(kind, seed):
@@ -139,6 +142,9 @@ def power_of_two_groups(w, size, unit, low, high):
     return w.reshape(w.shape[0], -1)
 
 
+@pytest.mark.oracle(
+    "training ste", "torchao", "equal bits of its 8da4w training where scales are powers of two"
+)
 def test_torchao_8da4w():
     """prepare, the forward pass and gradient of training, and convert, as torchao does them."""
     torch.manual_seed(0)

@@ -57,3 +57,12 @@ def test_training_recovers_what_is_claimed(record, bits):
         assert (rtn - ours) / (rtn - full) >= TARGETS[bits], f"seed {seed}: {ours}"
         if bits < 4:
             assert ours < perplexity(record, f"gptq-{bits}")
+
+
+def test_ternary_weights_come_back_from_nothing(record):
+    """Rounded, the model is worse than equal probabilities; trained, it is a storyteller again."""
+    full, rtn = perplexity(record, "none-32"), perplexity(record, "rtn-1")
+    trained = [perplexity(record, f"qaf-1-kl-absmean-{seed}") for seed in SEEDS]
+    assert rtn > 4096 and max(trained) < 2 * full
+    # Three levels are fewer than the four of two bits, which have a zero point besides.
+    assert min(trained) > np.mean([perplexity(record, f"qaf-2-kl-ste-{seed}") for seed in SEEDS])

@@ -30,7 +30,9 @@ def matrices():
     }
 
 
-@pytest.mark.oracle("method absmean", "transformers", "equal codes of BitNet's weights but at ties")
+@pytest.mark.oracle(
+    "training absmean", "transformers", "equal codes of BitNet's weights but at ties"
+)
 @pytest.mark.parametrize("name", matrices())
 def test_the_weights_are_those_of_transformers_bitnet(name):
     from transformers.integrations.bitnet import WeightQuant
@@ -45,7 +47,7 @@ def test_the_weights_are_those_of_transformers_bitnet(name):
     assert near.float().mean() < 0.01
 
 
-@pytest.mark.oracle("method absmean", "transformers", "the same gradients as BitNet's")
+@pytest.mark.oracle("training absmean", "transformers", "the same gradients as BitNet's")
 def test_gradients_pass_as_in_transformers_bitnet():
     from transformers.integrations.bitnet import WeightQuant
 
@@ -59,7 +61,7 @@ def test_gradients_pass_as_in_transformers_bitnet():
     assert ours.grad[3, 5] != 0  # clipped, and still trained
 
 
-@pytest.mark.oracle("method absmean", "transformers", "the same output of a BitNet layer")
+@pytest.mark.oracle("training absmean", "transformers", "the same output of a BitNet layer")
 def test_a_layer_with_rounded_inputs_computes_as_transformers_autobitlinear():
     from transformers.integrations.bitnet import AutoBitLinear
 
@@ -107,7 +109,7 @@ def test_normal_weights_lose_what_the_integral_says():
     assert float((q.codes == 0).float().mean()) == pytest.approx(zeros, abs=0.005)
 
 
-@pytest.mark.oracle("method absmean", "llama.cpp", "equal weights read back from TQ1_0 and TQ2_0")
+@pytest.mark.oracle("training absmean", "llama.cpp", "equal weights read back from TQ1_0 and TQ2_0")
 @pytest.mark.parametrize("kind", ["TQ1_0", "TQ2_0"])
 def test_ggufs_ternary_types_hold_them_exactly(kind):
     from qlab.gguf import dequantize, quantize
