@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "qlab" / "records" / "coverage.json"
@@ -31,9 +32,14 @@ def main() -> None:
         command = [sys.executable, "-m", "pytest", "tests", "-q", "-m", "oracle or engine"]
         command += ["-n", "2", "--dist", "loadfile", "--coverage-record", str(out)]
         code = subprocess.run(command, cwd=ROOT).returncode
-        rows = json.loads(out.read_text(encoding="utf-8"))
+        write(json.loads(out.read_text(encoding="utf-8")))
+    sys.exit(code)
+
+
+def write(rows: list[list[Any]]) -> None:
+    """Write the record of these rows, with the versions of their tools."""
     versions = {}
-    for tool in sorted({row[2] for row in rows if "(recorded)" not in row[2]}):
+    for tool in sorted({row[2] for row in rows if "(recorded)" not in row[2]} - {"qlab"}):
         try:
             versions[tool] = importlib.metadata.version(PACKAGES.get(tool, tool))
         except importlib.metadata.PackageNotFoundError:
@@ -44,10 +50,8 @@ def main() -> None:
         "versions": versions,
         "rows": rows,
     }
-    text = json.dumps(record, indent=1)
-    RECORD.write_text(text + "\n", encoding="utf-8")
+    RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"{len(rows)} claims hold, in {RECORD.relative_to(ROOT)}")
-    sys.exit(code)
 
 
 if __name__ == "__main__":
