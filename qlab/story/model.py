@@ -119,7 +119,12 @@ def _from_pretrained(source: str, name: str, local: bool, hub: bool = False) -> 
     transformers_logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.float32, use_safetensors=True, local_files_only=local
+            source,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=local,
+            # Where peft is installed, transformers looks for an adapter too.
+            adapter_kwargs={"local_files_only": local},
         )
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
     except (ValueError, KeyError, OSError) as error:

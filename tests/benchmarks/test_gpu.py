@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 import torch
 
 from qlab.kernels.gpu import configs
-from tools.chapters import ROOT
+from tests.scripts import load_script
 
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import gpu as benchmark
+benchmark = load_script("benchmarks/gpu.py")
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="rehearsed where there is none")
 

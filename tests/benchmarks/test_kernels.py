@@ -1,6 +1,5 @@
 """The benchmark of the kernels: it runs, it writes what it says, and refuses a busy machine."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -8,17 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.scripts import load_script
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "benchmarks" / "kernels.py"
-
-
-def load():
-    spec = importlib.util.spec_from_file_location("benchmark_kernels", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    first = sys.path[0]
-    spec.loader.exec_module(module)
-    sys.path[0] = first
-    return module
 
 
 @pytest.mark.slow
@@ -61,7 +53,7 @@ def test_bad_input_is_refused(arguments, message):
 
 
 def test_a_busy_machine_is_refused(monkeypatch, capsys):
-    kernels = load()
+    kernels = load_script("benchmarks/kernels.py")
     monkeypatch.setattr(kernels, "busy_share", lambda: 0.5)
     with pytest.raises(SystemExit):
         kernels.main(["--shapes", "64x256"])

@@ -13,6 +13,7 @@ import torch
 
 import qlab
 from qlab.viz.gpu_time import GPUS, seconds
+from tests.scripts import load_script
 
 CHAPTER = Path(__file__).resolve().parents[2] / "book" / "gpu-kernel.md"
 CELLS = [c.source for c in jupytext.read(CHAPTER, fmt="md:myst").cells if c.cell_type == "code"]
@@ -86,9 +87,7 @@ def test_without_results_it_says_so(tmp_path, capsys):
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton exists for Linux alone")
 def test_results_are_shown_when_there_are_some(tmp_path, capsys):
     """In the form in which benchmarks/gpu.py writes them. The numbers are invented."""
-    sys.path.insert(0, str(CHAPTER.parents[1] / "benchmarks"))
-    import gpu as benchmark
-
+    benchmark = load_script("benchmarks/gpu.py")
     run = benchmark.Run(rehearse=True, budget=1)
     run.shapes = {"7B attention": (64, 128)}
     run.add("cuBLAS fp16", "7B attention", 1, 12e-6, 1000)

@@ -78,7 +78,7 @@ def test_the_lock_meets_every_requirement() -> None:
 def test_extras_cover_each_other() -> None:
     extras = PYPROJECT["project"]["optional-dependencies"]
     everything = {name for line in extras["all"] for name in Requirement(line).extras}
-    assert everything == set(extras) - {"all", "llama", "gpu"}
+    assert everything == set(extras) - {"all", "llama"}
 
 
 def test_a_report_of_pip_becomes_pins() -> None:

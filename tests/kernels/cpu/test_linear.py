@@ -4,9 +4,6 @@ A kernel rounds each product and each sum of floats once. Its error is then at m
 2^-24 of the sum of all magnitudes; 64 units leave room for rows of 600 weights.
 """
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -20,9 +17,7 @@ from qlab.kernels import reference
 from qlab.kernels.cpu.kinds import FLOAT, Kind
 from qlab.kernels.cpu.linear import matmul, matvec
 from qlab.kernels.cpu.pack import pack, pack_gguf
-
-sys.path.insert(0, str(Path(__file__).parent))
-from cases import CASES, GGUF, block_inputs, expected, matrix, quantized
+from tests.kernels.cpu.cases import CASES, GGUF, block_inputs, expected, matrix, quantized
 
 ROUNDINGS = 64 * 2.0**-24
 

@@ -1,8 +1,6 @@
 """Packing: the bytes of the kernel's order, what falls back, and what is refused."""
 
-import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +13,7 @@ from qlab.gguf.blocks import block_type
 from qlab.kernels.cpu import pack as packing
 from qlab.kernels.cpu.kinds import HEADER, Kind
 from qlab.kernels.cpu.pack import pack, pack_gguf
-
-sys.path.insert(0, str(Path(__file__).parent))
-from cases import CASES, matrix, quantized
+from tests.kernels.cpu.cases import CASES, matrix, quantized
 
 
 def test_a_load_holds_four_inputs_of_sixteen_rows():

@@ -11,9 +11,7 @@ import pytest
 from qlab.errors import QlabError
 from qlab.kernels.cpu.simd import PATHS
 from qlab.kernels.cpu.simd import path as simd_path
-
-sys.path.insert(0, str(Path(__file__).parent))
-from on_path import sample
+from tests.kernels.cpu.on_path import sample
 
 SCRIPT = Path(__file__).parent / "on_path.py"
 ROOT = Path(__file__).resolve().parents[3]
