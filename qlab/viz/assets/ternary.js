@@ -11,10 +11,10 @@ qlab.define("ternary", (root, data) => {
     xLabel: "weight (mean magnitudes)", yLabel: "share (%)", xRange: [data.edges[0], data.edges[last]],
     yRange: [0, 105 * Math.max(...data.counts)], width, height: 260 });
   const legend = el("p", { class: "qfig-read" });
-  for (const [name, fill] of Object.entries(fills)) {
-    const box = svgEl("svg", { width: 14, height: 14, viewBox: "0 0 14 14", "aria-hidden": "true" });
-    box.append(svgEl("rect", { width: 12, height: 12, x: 1, y: 1, fill }));
-    legend.append(box, ` code ${name}   `);
+  for (const [name, fill] of [-1, 0, 1].map(c => [String(c), fills[c]])) {
+    const box = el("span", { "aria-hidden": "true",
+      style: `display:inline-block;width:0.8em;height:0.8em;margin-right:0.3em;background:${fill}` });
+    legend.append(el("span", { style: "margin-right:1.2em;white-space:nowrap" }, box, `code ${name}`));
   }
   const update = () => {
     const gamma = data.factors[state.step], step = data.steps[state.step];
