@@ -87,6 +87,7 @@ def test_hard_arrays_of_types_with_a_table(name):
     assert stopped <= {"huge", "squares overflow"}
 
 
+@pytest.mark.oracle("type {name}", "llama.cpp", "equal bytes")
 @pytest.mark.parametrize("name", PLAIN)
 def test_hard_arrays_of_types_without_a_search(name):
     arrays = hard_arrays()
