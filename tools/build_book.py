@@ -12,6 +12,9 @@ Three fingerprints are kept beside the built book:
 - ``chapters``: the chapters, of which only those that changed are executed and redrawn, and the
   notebooks, which are copied.
 
+Chapters are executed beside one another by tools/run_chapters.py, and those that measure time by
+Sphinx, one by one.
+
 With nothing changed it prints the address of the book and returns. Warnings are errors, and a cell
 that raises stops the build, unless it is tagged ``raises-exception``.
 """
@@ -123,8 +126,9 @@ def build(root: Path, force: bool = False) -> int:
 
     cache = root / "_build" / f".jupyter_cache-{now['library'][:12]}"
     scripts = Path(sys.executable).parent
+    config = write_config(root, cache)
     command = [str(scripts / "jupyter-book"), "build", str(root)]
-    command += ["--config", str(write_config(root, cache)), "-W", "-n", "--keep-going"]
+    command += ["--config", str(config), "-W", "-n", "--keep-going"]
     # Sphinx warns of a page only when it reads it. So after a build that failed, and after a
     # change that touches every page, it reads them all; what was executed is in the cache.
     same = before.get("library") == now["library"] and before.get("frame") == now["frame"]
@@ -141,6 +145,10 @@ def build(root: Path, force: bool = False) -> int:
     env = dict(os.environ, PATH=path, PYDEVD_DISABLE_FILE_VALIDATION="1")
     env.setdefault("QLAB_CACHE", str(root / "_build" / ".cache"))
     env.setdefault("GOMP_SPINCOUNT", "3000")  # as in the Makefile, which says why
+    timeout = yaml.safe_load(config.read_text(encoding="utf-8"))["execute"].get("timeout", 240)
+    beside = [sys.executable, str(ROOT / "tools" / "run_chapters.py"), root, cache, timeout]
+    one_thread = dict(env, OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="1")
+    subprocess.run([str(part) for part in beside], cwd=root, env=one_thread, check=False)
     code = subprocess.run(command, cwd=root, env=env, check=False).returncode
     prune_caches(root / "_build", cache)
     if code:

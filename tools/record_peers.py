@@ -46,9 +46,13 @@ GRIDS = {
     "storyteller": ((4, 128), (3, 128), (4, 0), (3, 0)),
     "smollm2": ((4, 64), (3, 64), (4, 0), (3, 0)),
 }
-JUDGED = {"storyteller": 42, "smollm2": 20}
+# Texts that the methods see, and texts that judge them: 12 hold some 3,700 tokens, more than six
+# for each input feature of SmolLM2's layers.
+CALIBRATED = {"storyteller": 42, "smollm2": 12}
+JUDGED = {"storyteller": 42, "smollm2": 16}
 # SmolLM2 per row is compared with round to nearest alone: a tool takes minutes for each.
 PEER_GRIDS = {"storyteller": GRIDS["storyteller"], "smollm2": ((4, 64), (3, 64))}
+PER_ROW = ("qlab rtn", "qlab gptq", "qlab rtn, asym", "qlab awq")
 # Row of ours -> (method, its options, grid). "sym" and "asym" are the two grids of codes of these
 # tools: steps of 2·max|w| or of max - min, over the number of steps between the outermost codes.
 OURS: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -100,8 +104,8 @@ def load(name: str) -> Any:
     return load_smollm2(Path(named) if named else find_gguf())
 
 
-def calibration_of(story: Any) -> list[Any]:
-    """The book's 42 calibration stories: int64 (1, length) each, BOS first."""
+def calibration_of(story: Any, name: str) -> list[Any]:
+    """The first of the book's calibration stories: int64 (1, length) each, BOS first."""
     import torch
 
     from qlab.story.stories import texts
@@ -109,7 +113,7 @@ def calibration_of(story: Any) -> list[Any]:
     bos = story.tokenizer.bos_token_id
     ids = (
         story.tokenizer(text, add_special_tokens=False)["input_ids"]
-        for text in texts("calibration", "en")
+        for text in texts("calibration", "en")[: CALIBRATED[name]]
     )
     return [torch.tensor([[bos, *one][:CONTEXT]]) for one in ids]
 
@@ -141,7 +145,7 @@ def make(folder: Path) -> None:
         story = load(name)
         story.model.save_pretrained(out)
         story.tokenizer.save_pretrained(out)
-        ids = [one[0].tolist() for one in calibration_of(story)]
+        ids = [one[0].tolist() for one in calibration_of(story, name)]
         (out / "calibration.json").write_text(json.dumps(ids))
         print(f"{name}: {len(ids)} texts, {sum(map(len, ids))} tokens", flush=True)
 
@@ -278,7 +282,7 @@ def measured(folder: Path, name: str) -> dict[str, Any]:
     from safetensors import safe_open
 
     story = load(name)
-    calibration = calibration_of(story)
+    calibration = calibration_of(story, name)
     judged = scores(story.model, story, name)
     rows: dict[str, dict[str, list[float]]] = {}
     versions: dict[str, Any] = {}
@@ -294,10 +298,11 @@ def measured(folder: Path, name: str) -> dict[str, Any]:
         rows.setdefault(grid_word(bits, group), {})[who] = json.loads(kept.read_text())
 
     for bits, group in GRIDS[name]:
-        for who in OURS:
+        compared = (bits, group) in PEER_GRIDS[name]
+        for who in OURS if compared else PER_ROW:
             one = functools.partial(ours, story.model, who, bits, group, calibration)
             row(who, bits, group, one)
-        for tool in PEERS if (bits, group) in PEER_GRIDS[name] else ():
+        for tool in PEERS if compared else ():
             file = folder / "weights" / f"{name}.{tool}.{bits}.{group}.safetensors"
             with safe_open(file, "pt") as opened:
                 versions[tool] = json.loads(opened.metadata()["versions"])

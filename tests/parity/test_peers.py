@@ -78,7 +78,7 @@ def test_what_looks_at_inputs_beats_round_to_nearest(word):
 
 def again(story, row, word):
     """NLL of the first texts, measured now."""
-    calibration = peers.calibration_of(story)
+    calibration = peers.calibration_of(story, "storyteller")
     assert sum(ids.numel() for ids in calibration) == STORY["calibration_tokens"]
     small = peers.ours(story.model, row, *GRIDS[word], calibration)
     texts = story.validation()[:FEW]
@@ -127,7 +127,7 @@ def test_gptq_beats_round_to_nearest_on_smollm2(scheme):
     except QlabError as error:
         pytest.skip(str(error))
     texts, found = story.validation()[:8], {}
-    for method, data in (("rtn", None), ("gptq", peers.calibration_of(story)[:8])):
+    for method, data in (("rtn", None), ("gptq", peers.calibration_of(story, "smollm2"))):
         small = quantize_model(story.model, method, scheme, data)[0]
         found[method] = score_texts(small, story.tokenizer, texts, context=peers.CONTEXT, batch=1)
     assert perplexity_ratio(found["gptq"], found["rtn"]).high < 1
