@@ -52,10 +52,13 @@ check: $(INSTALLED)  ## lint, format, types
 test-library: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(PYTEST) tests --ignore=tests/site -m "not speed and not gpu" -n 2 --dist loadfile
 
-# What needs the built book or the machine for itself: the chapters, the site, measures of time.
+# What needs the built book: the chapters and the site, two processes of one thread each; then what
+# measures time, with the machine for itself.
 test-book: book
 	@tools/browser.sh
-	$(PYTEST) --nbval book tests -m "(chapter or site or speed) and not gpu"
+	OMP_NUM_THREADS=1 $(PYTEST) --nbval book tests -m "(chapter or site) and not alone and not gpu" \
+		-n 2 --dist loadfile
+	$(PYTEST) --nbval book tests -m "(alone or speed) and not gpu"
 
 # Compiles llama.cpp, which takes minutes; not part of `make test`.
 test-llama: $(INSTALLED)  ## llama-cpp-python on the files that qlab writes

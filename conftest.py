@@ -17,6 +17,8 @@ import jupytext
 import pytest
 from nbval.plugin import IPyNbCell, IPyNbFile
 
+from tools.chapters import header
+
 ROOT = Path(__file__).resolve().parent
 
 
@@ -37,10 +39,12 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the cells of chapters, and the tests that read the built book."""
+    """Mark the cells of chapters, those that measure time, and the tests that read the book."""
     for item in items:
         if isinstance(item, IPyNbCell):
             item.add_marker(pytest.mark.chapter)
+            if header(item.path).get("alone"):
+                item.add_marker(pytest.mark.alone)
         elif item.path.is_relative_to(ROOT / "tests" / "site"):
             item.add_marker(pytest.mark.site)
 

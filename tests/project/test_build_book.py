@@ -15,6 +15,7 @@ import yaml
 
 from tools.build_book import build, fingerprints, prune_caches, write_config
 from tools.chapters import ROOT
+from tools.run_chapters import run_chapters
 
 
 def runs(root: Path) -> Counter[str]:
@@ -141,10 +142,27 @@ def test_the_build_is_strict_and_uses_this_environment(
 
     monkeypatch.setattr(subprocess, "run", record)
     assert build(minibook) == 3
-    ((command, env),) = calls
+    (beside, _), (command, env) = calls
+    assert Path(beside[1]).name == "run_chapters.py"
     assert {"-W", "-n", "--keep-going", "--all"} <= set(command)
     scripts = str(Path(sys.executable).parent)
     assert command[0].startswith(scripts) and env["PATH"].startswith(scripts)
+
+
+@pytest.mark.slow
+def test_a_chapter_that_measures_time_is_left_to_the_build(minibook: Path, tmp_path: Path) -> None:
+    for name in ("third", "timed"):
+        text = (minibook / "book/second.md").read_text().replace("Second", name)
+        (minibook / f"book/{name}.md").write_text(text)
+        append(minibook / "_toc.yml", f"      - file: book/{name}\n")
+    timed = minibook / "book/timed.md"
+    timed.write_text(timed.read_text().replace("---\n", "---\nalone: true\n", 1))
+    failing = minibook / "book/third.md"
+    failing.write_text(failing.read_text() + "\n```{code-cell} python3\n1 / 0\n```\n")
+    assert run_chapters(minibook, tmp_path / "cache", timeout=60, workers=2) == 2
+    assert runs(minibook) == {"First": 1, "Second": 1, "third": 1}  # what failed is not kept
+    assert run_chapters(minibook, tmp_path / "cache", timeout=60, workers=2) == 0
+    assert runs(minibook)["First"] == 1
 
 
 def test_the_configuration_cannot_switch_errors_off(minibook: Path) -> None:
