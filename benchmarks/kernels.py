@@ -16,7 +16,8 @@ All results are compared with the product in float64 first.
     torch           int4 and int8 weights packed for bfloat16 inputs; float32; bfloat16
     bitsandbytes    Linear4bit, NF4 in blocks of 64
 
-The ceiling is the bandwidth of reading memory, measured with a loop that only adds up. Another busy
+The ceiling is the bandwidth of reading memory, measured with a loop that only adds up
+(``qlab.kernels.cpu.measure``). Another busy
 process spoils all of this: the machine must be quiet, or --anyway says that it was not.
 """
 
@@ -60,29 +61,9 @@ Contestant = tuple[list[Callable[[], np.ndarray]], int]
 
 
 def by_qlab(packed: Any, x: np.ndarray, copies: int) -> Contestant:
-    from qlab.kernels.cpu import linear
-    from qlab.kernels.cpu.pack import aligned
+    from qlab.kernels.cpu.measure import product_runs
 
-    tokens = len(x)
-    work = np.empty(linear.work_bytes(x.shape[1], tokens), np.uint8)
-    out = np.empty((tokens, packed.out_features), np.float32)
-
-    def of(buffer: np.ndarray) -> Callable[[], np.ndarray]:
-        buffer[:] = packed.buffer
-        kind, _, *shape = packed.arguments
-
-        def run() -> np.ndarray:
-            if tokens == 1:
-                linear.quantize_input(kind, x[0], work)
-                linear.gemv(kind, buffer, *shape, work, out[0])
-            else:
-                linear.quantize_inputs(kind, x, work)
-                linear.gemm(kind, buffer, *shape, tokens, work, out)
-            return out
-
-        return run
-
-    return [of(aligned(packed.nbytes)) for _ in range(copies)], packed.nbytes
+    return product_runs(packed, x, copies), packed.nbytes
 
 
 # --- ggml ---------------------------------------------------------------------------------------
@@ -400,38 +381,6 @@ def compare(
 # --- the machine --------------------------------------------------------------------------------
 
 
-def read_bandwidth(threads: int, megabytes: int = 256) -> float:
-    """Bytes a second that a loop which only adds up can read."""
-    from numba import prange
-
-    from qlab.kernels.cpu.jit import jit
-    from qlab.kernels.cpu.simd import load_ints, splat_int, store
-
-    @jit(parallel=True)
-    def read(data, sums, parts):
-        size = data.size // parts
-        for part in prange(parts):
-            a = splat_int(0)
-            b, c, d = a, a, a
-            for at in range(part * size, (part + 1) * size, 256):
-                a = a + load_ints(data, at)
-                b = b + load_ints(data, at + 64)
-                c = c + load_ints(data, at + 128)
-                d = d + load_ints(data, at + 192)
-            store(sums, part * 64, a + b + c + d)
-
-    # By turns through slices of more memory than the nearer caches hold: the fastest slice counts.
-    data = np.ones(megabytes << 20, np.uint8).reshape(-1, 16 << 20)
-    sums = np.zeros(threads * 64, np.uint8)
-    best = np.inf
-    for _ in range(8):
-        for part in data:
-            began = time.perf_counter()
-            read(part, sums, threads)
-            best = min(best, time.perf_counter() - began)
-    return data[0].nbytes / best
-
-
 def busy_share(seconds: float = 1.0) -> float | None:
     """The part of the processors' time that others take; None where /proc does not say."""
 
@@ -521,7 +470,7 @@ def main(argv: list[str] | None = None) -> int:
     import torch
 
     import qlab
-    from qlab.kernels.cpu import simd
+    from qlab.kernels.cpu import measure, simd
 
     warnings.filterwarnings("ignore", category=FutureWarning)
     torch.set_num_threads(args.threads)
@@ -535,7 +484,7 @@ def main(argv: list[str] | None = None) -> int:
             "threads": args.threads,
             "path": simd.path(),
             "busy_share": share,
-            "read_bytes_per_second": read_bandwidth(args.threads),
+            "read_bytes_per_second": measure.read_bandwidth(256, args.threads, 1),
         },
         "versions": {"python": platform.python_version(), "qlab": qlab.__version__, **versions},
         "cold_bytes": args.cold_mb * 1e6,

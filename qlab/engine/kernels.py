@@ -43,6 +43,9 @@ KERNELS = {
     Kind.Q4_K: (integer_kernels.tile_q4_k, many_tokens.q4_k, PLAIN),
     Kind.Q5_K: (integer_kernels.tile_q5_k, many_tokens.q5_k, PLAIN),
     Kind.Q6_K: (integer_kernels.tile_q6_k, many_tokens.q6_k, PLAIN),
+    Kind.Q4_1: (integer_kernels.tile_q4_1, many_tokens.q4_1, PLAIN),
+    Kind.Q5_1: (integer_kernels.tile_q5_1, many_tokens.q5_1, PLAIN),
+    Kind.Q2_K: (integer_kernels.tile_q2_k, many_tokens.q2_k, PLAIN),
     Kind.TERNARY: (integer_kernels.tile_ternary, many_tokens.ternary, PLAIN),
     Kind.INT2_GROUP: (integer_kernels.tile_int2, many_tokens.int2, ZEROS),
     Kind.INT3_GROUP: (integer_kernels.tile_int3, many_tokens.int3, ZEROS),
@@ -78,6 +81,10 @@ def _q4_0(row, size, out, n):
     gguf_decode.decode_symmetric(carray(row, (size // 18, 18)), carray(out, (n // 32, 32)), 8)
 
 
+def _q4_1(row, size, out, n):
+    gguf_decode.decode_affine_32(carray(row, (size // 20, 20)), carray(out, (n // 32, 32)), 15)
+
+
 def _q4_k(row, size, out, n):
     gguf_decode.decode_q4_k(carray(row, (size // 144, 144)), carray(out, (n // 256, 256)))
 
@@ -88,8 +95,8 @@ def _q6_k(row, size, out, n):
 
 # Block types whose rows are read as they are when a token is looked up.
 TABLES = {
-    "F32": _f32, "F16": _f16, "BF16": _bf16, "Q8_0": _q8_0, "Q4_0": _q4_0, "Q4_K": _q4_k,
-    "Q6_K": _q6_k,
+    "F32": _f32, "F16": _f16, "BF16": _bf16, "Q8_0": _q8_0, "Q4_0": _q4_0, "Q4_1": _q4_1,
+    "Q4_K": _q4_k, "Q6_K": _q6_k,
 }  # fmt: skip
 
 

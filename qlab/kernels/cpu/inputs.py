@@ -38,6 +38,7 @@ RECORD = 48
 _FIRST_INTEGER = int(max(FLOAT)) + 1
 _PER_TOKEN = int(Kind.INT8_CHANNEL)
 _Q4_K, _Q5_K, _Q6_K, _TERNARY = (int(k) for k in (Kind.Q4_K, Kind.Q5_K, Kind.Q6_K, Kind.TERNARY))
+_Q2_K = int(Kind.Q2_K)
 f32, i64 = np.float32, np.int64
 # Below this magnitude a block counts as zeros: 127 / amax would not be a float32.
 _TINY = f32(1e-35)
@@ -104,7 +105,8 @@ def quantize_token(kind, x, work, token, tokens):
                 put_float(work, at + 4 * i, get_float(x, 4 * k) if k < count else f32(0))
         return
     unit = BLOCK
-    if kind == _Q4_K or kind == _Q5_K or kind == _Q6_K or kind == _TERNARY:
+    supers = kind == _Q4_K or kind == _Q5_K or kind == _Q6_K or kind == _TERNARY
+    if supers or kind == _Q2_K:
         unit = 256
     blocks = (count + unit - 1) // unit * unit // BLOCK
     whole = count // BLOCK

@@ -46,6 +46,9 @@ class Kind(IntEnum):
     INT4_ZERO = 17
     INT8_ZERO = 18
     INT8_CHANNEL = 19  # W8A8: one scale a row, one scale a token
+    Q4_1 = 20
+    Q5_1 = 21
+    Q2_K = 22
 
 
 # Inputs of these stay float32; those of the others become int8.
@@ -92,6 +95,11 @@ LAYOUTS = {
     Kind.INT4_ZERO: Layout(4, 8, 0, 128),
     Kind.INT8_ZERO: Layout(8, 128, 0, 128),
     Kind.INT8_CHANNEL: Layout(8, 128, 0, 64),
+    # the scale and the negative minimum, float16: value = code · scale - minimum
+    Kind.Q4_1: Layout(4, 0, 32, 64),
+    Kind.Q5_1: Layout(6, 0, 32, 64),
+    # d and dmin, float16; then for each 16 inputs a byte: scale below, minimum in the upper half
+    Kind.Q2_K: Layout(2, 0, 256, 64 + 16 * 16),
 }
 HEADER = 64  # bytes before the first tile: the table of CODEBOOK4
 

@@ -45,6 +45,7 @@ Q4_0, Q8_0, Q4_K, Q5_K, Q6_K, TERNARY = (int(k) for k in list(Kind)[5:11])
 INT2_GROUP, INT3_GROUP, INT4_GROUP, INT8_GROUP = (int(k) for k in list(Kind)[11:15])
 INT2_ZERO, INT3_ZERO, INT4_ZERO, INT8_ZERO = (int(k) for k in list(Kind)[15:19])
 INT8_CHANNEL = int(Kind.INT8_CHANNEL)
+Q4_1, Q5_1, Q2_K = (int(k) for k in (Kind.Q4_1, Kind.Q5_1, Kind.Q2_K))
 FIRST_INTEGER = Q4_0
 # What compiled code must know of the layouts, by kind.
 BITS = tuple(LAYOUTS[k].bits for k in Kind)
@@ -92,6 +93,12 @@ def _for_one_token(kind: int) -> Any:
                     y = integers.tile_q5_k(buffer, c, s, blocks, work)
                 elif kind == Q6_K:
                     y = integers.tile_q6_k(buffer, c, s, blocks, work)
+                elif kind == Q4_1:
+                    y = integers.tile_q4_1(buffer, c, s, blocks, work)
+                elif kind == Q5_1:
+                    y = integers.tile_q5_1(buffer, c, s, blocks, work)
+                elif kind == Q2_K:
+                    y = integers.tile_q2_k(buffer, c, s, blocks, work)
                 elif kind == TERNARY:
                     y = integers.tile_ternary(buffer, c, s, blocks, work)
                 elif kind == INT8_CHANNEL:
@@ -159,6 +166,12 @@ def _for_many_tokens(kind: int) -> Any:
                         many.q5_k(buffer, c, s, blocks, work, tokens, start, sums)
                     elif kind == Q6_K:
                         many.q6_k(buffer, c, s, blocks, work, tokens, start, sums)
+                    elif kind == Q4_1:
+                        many.q4_1(buffer, c, s, blocks, work, tokens, start, sums)
+                    elif kind == Q5_1:
+                        many.q5_1(buffer, c, s, blocks, work, tokens, start, sums)
+                    elif kind == Q2_K:
+                        many.q2_k(buffer, c, s, blocks, work, tokens, start, sums)
                     elif kind == TERNARY:
                         many.ternary(buffer, c, s, blocks, work, tokens, start, sums)
                     elif kind == INT8_CHANNEL:

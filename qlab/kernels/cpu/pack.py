@@ -233,6 +233,7 @@ def pack_codebook(
 # Types whose weights are those of another one, bit for bit, when the codes get more bits.
 GGUF_TYPES = (
     "F32", "F16", "BF16", "Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "TQ2_0", "Q5_0", "IQ4_NL", "Q3_K",
+    "Q4_1", "Q5_1", "Q2_K",
 )  # fmt: skip
 
 
@@ -292,6 +293,16 @@ def _take_apart(name: str, blocks: np.ndarray) -> tuple[Kind, np.ndarray, np.nda
             (unpack_nibbles(blocks[..., 6:]) | fifth) + 112,
             _by_group([_half(blocks, 0)]),
         )
+    if name in ("Q4_1", "Q5_1"):
+        codes = unpack_nibbles(blocks[..., 4:] if name == "Q4_1" else blocks[..., 8:])
+        if name == "Q5_1":
+            codes = codes | unpack_bits(blocks[..., 4:8]) << 4
+        minus_m = _half(blocks, 2) ^ np.uint16(0x8000)  # only the sign
+        return Kind[name], codes, _by_group([_half(blocks, 0), minus_m])
+    if name == "Q2_K":
+        both = np.moveaxis(flat[:, :16].reshape(rows, count, 16), 2, 0)
+        scales = _by_group([_half(blocks, 80), _half(blocks, 82), *both])
+        return Kind.Q2_K, _k.unpack_crumbs(flat[:, 16:80]), scales
     if name == "IQ4_NL":
         levels = np.asarray(_iq4.LEVELS).astype(np.int16) + 128
         codes = levels.astype(np.uint8)[unpack_nibbles(blocks[..., 2:])]

@@ -20,6 +20,7 @@ from qlab.kernels.cpu.integer_kernels import (
     take_apart,
     weigh,
     weigh_affine,
+    weigh_affine_sixteens,
     weigh_sixteens,
 )
 from qlab.kernels.cpu.jit import jit
@@ -154,6 +155,49 @@ def q4_k(buffer, codes, scales, blocks, work, tokens, first, sums):
 @jit()
 def q5_k(buffer, codes, scales, blocks, work, tokens, first, sums):
     _affine(i64(6), buffer, codes, scales, blocks, work, tokens, first, sums)
+
+
+@jit(inline=True)
+def _affine_32(bits, buffer, codes, scales, blocks, work, tokens, first, sums):
+    count = sums.size // 64
+    for b in range(blocks):
+        scale = load_halves(buffer, scales + 64 * b)
+        minimum = load_halves(buffer, scales + 64 * b + 32)
+        w = take_apart(bits, buffer, codes + b * bits * 64)
+        at = (b * tokens + first) * RECORD
+        for t in range(count):
+            _add(sums, t, weigh_affine(bits, w, scale, minimum, work, at + t * RECORD))
+
+
+@jit()
+def q4_1(buffer, codes, scales, blocks, work, tokens, first, sums):
+    _affine_32(i64(4), buffer, codes, scales, blocks, work, tokens, first, sums)
+
+
+@jit()
+def q5_1(buffer, codes, scales, blocks, work, tokens, first, sums):
+    _affine_32(i64(6), buffer, codes, scales, blocks, work, tokens, first, sums)
+
+
+@jit()
+def q2_k(buffer, codes, scales, blocks, work, tokens, first, sums):
+    count = sums.size // 64
+    for b in range(blocks):
+        j = b % 8
+        d, dmin = load_halves(buffer, scales), load_halves(buffer, scales + 32)
+        here = scales + 64 + 32 * j
+        below, above = load_uint8(buffer, here), load_uint8(buffer, here + 16)
+        low, high = d * to_floats(below & 15), d * to_floats(above & 15)
+        low_minimum, high_minimum = dmin * to_floats(below >> 4), dmin * to_floats(above >> 4)
+        w = take_apart(i64(2), buffer, codes + b * 128)
+        at = (b * tokens + first) * RECORD
+        for t in range(count):
+            part = weigh_affine_sixteens(
+                i64(2), w, low, high, low_minimum, high_minimum, work, at + t * RECORD
+            )
+            _add(sums, t, part)
+        if j == 7:
+            scales += 320
 
 
 @jit()

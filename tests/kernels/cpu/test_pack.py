@@ -71,10 +71,10 @@ def test_a_scheme_without_a_kernel_falls_back_with_one_warning(scheme, monkeypat
 
 def test_a_gguf_type_without_a_kernel_falls_back(monkeypatch):
     monkeypatch.setattr(packing, "_warned", set())
-    found = block_type("Q2_K")
+    found = block_type("TQ1_0")
     data = found.encode(matrix(16, 256)[:7].reshape(7, 1, 256), None).reshape(7, -1)
-    with pytest.warns(UserWarning, match="GGUF's Q2_K"):
-        assert pack_gguf(data, "Q2_K", 256).kind is Kind.F32
+    with pytest.warns(UserWarning, match="GGUF's TQ1_0"):
+        assert pack_gguf(data, "TQ1_0", 256).kind is Kind.F32
 
 
 def test_torch_and_numpy_pack_to_the_same_bytes():

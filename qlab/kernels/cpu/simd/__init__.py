@@ -30,6 +30,7 @@ from qlab.kernels.cpu.simd.words import load_uint8 as load_uint8
 from qlab.kernels.cpu.simd.words import lookup as lookup
 from qlab.kernels.cpu.simd.words import magnitudes as magnitudes
 from qlab.kernels.cpu.simd.words import nearest as nearest
+from qlab.kernels.cpu.simd.words import prefetch as prefetch
 from qlab.kernels.cpu.simd.words import put_bytes as put_bytes
 from qlab.kernels.cpu.simd.words import put_float as put_float
 from qlab.kernels.cpu.simd.words import put_int as put_int

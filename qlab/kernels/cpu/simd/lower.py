@@ -56,6 +56,12 @@ def call(builder, name, result, *args):
     return builder.call(found, args)
 
 
+def prefetch(builder, pointer):
+    """For reading, into all caches; a bad address is ignored."""
+    settings = [ir.Constant(I32, n) for n in (0, 3, 1)]  # read, keep everywhere, data
+    call(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, *settings)
+
+
 def dot4(builder, total, codes, inputs, small):
     """total + four products in each lane. ``codes`` unsigned, ``inputs`` signed bytes."""
     use = path()

@@ -91,6 +91,19 @@ get_float = _reader("get_float", types.float32, lambda b, p: _load(b, p, F32), "
 get_int = _reader("get_int", types.int32, lambda b, p: _load(b, p, I32), "One int32.")
 
 
+@intrinsic
+def prefetch(typingctx, buffer, at):
+    """Ask for the cache line of a byte, for reading, and do not wait. Any place may be named."""
+
+    def lower_it(context, builder, sig, args):
+        where = context.cast(builder, args[1], sig.args[1], types.intp)
+        pointer = _address(context, builder, sig.args[0], args[0], where)
+        lower.prefetch(builder, pointer)
+        return context.get_dummy_value()
+
+    return types.void(buffer, at), lower_it
+
+
 def _writer(name, accepts, narrow, doc):
     """An intrinsic (buffer, at, value) -> nothing."""
 
