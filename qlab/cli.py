@@ -1,4 +1,4 @@
-"""The command line: qlab quantize | eval | compare | tell | gguf | story | doctor.
+"""The command line: qlab quantize | eval | compare | tell | serve | bench | gguf | story | doctor.
 
 SRC is ``story`` (the embedded model), a Hugging Face folder, a folder that qlab wrote, a GGUF file,
 or a hub id.
@@ -16,7 +16,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from qlab.cli_bench import add_bench
 from qlab.cli_gguf import add_imatrix
+from qlab.cli_serve import add_serve
 from qlab.errors import QlabError
 
 
@@ -105,12 +107,17 @@ def _parser() -> argparse.ArgumentParser:
         "compare",
         _compare,
         "Quantize a model in several ways and measure each.",
-        "qlab compare story --methods rtn --schemes int8-channel,int4-g128,int3-g128",
+        "qlab compare story --methods rtn,gptq --schemes int8-channel,int4-g128,q4_k_m "
+        "--html report.html",
     )
     c.add_argument("source", metavar="SRC", help="story, a model folder, a GGUF file, or a hub id")
     c.add_argument("--methods", default="rtn", help="names, separated by commas")
     c.add_argument("--schemes", default="int8-channel,int4-g128,int3-g128", help="separated by ,")
     _measuring(c)
+    c.add_argument(
+        "--html", metavar="FILE.html", help="write a report, too: one page for a browser"
+    )
+    c.add_argument("--no-speed", action="store_true", help="a report without memory and speed")
 
     c = add(
         "tell",
@@ -127,6 +134,8 @@ def _parser() -> argparse.ArgumentParser:
 
     c = add("doctor", _doctor, "Show versions, CPU features, GPU and engines.", "qlab doctor")
     c.add_argument("--json", action="store_true", help="print one JSON object")
+
+    add_bench(add)
 
     gguf = commands.add_parser("gguf", help="Look into GGUF files; compute importance matrices.")
     gguf_commands = gguf.add_subparsers(required=True, metavar="COMMAND")
@@ -154,6 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--json", action="store_true", help="print one JSON object")
 
     add_imatrix(gguf_commands)
+    add_serve(commands)
 
     story = commands.add_parser("story", help="Train a storyteller.")
     c = story.add_subparsers(required=True, metavar="COMMAND").add_parser(
@@ -311,6 +321,11 @@ def _compare(args: argparse.Namespace) -> None:
     from qlab.methods import get_method
     from qlab.sources import load
 
+    if args.html:
+        _report(args)
+        return
+    if args.no_speed:
+        raise QlabError("--no-speed is for a report: add --html FILE.html")
     methods = [get_method(m) for m in _words(args.methods, "--methods")]
     schemes = [Scheme.parse(s) for s in _words(args.schemes, "--schemes")]
     texts = _texts(args)
@@ -328,6 +343,55 @@ def _compare(args: argparse.Namespace) -> None:
         _print_json(rows)
     else:
         _print_table(rows)
+
+
+def _report(args: argparse.Namespace) -> None:
+    """The case study of the book on a reader's model and text."""
+    from qlab.bars import bar
+    from qlab.sources import load
+    from qlab.study import Settings, record_of, run
+    from qlab.study.lines import lines_of_words
+    from qlab.study.page import write_page
+
+    if args.context or args.stride:
+        raise QlabError("--html measures windows of the model's context: leave out --context")
+    if Path(args.html).suffix.lower() not in (".html", ".htm"):
+        raise QlabError(f"--html '{args.html}': name a file that ends in .html")
+    words = (_words(args.methods, "--methods"), _words(args.schemes, "--schemes"))
+    lines, texts = lines_of_words(*words), _texts(args)
+    source = load(args.source)
+    own = bool(args.text)
+    settings = Settings(texts=max(2, len(texts)), world=0 if own else 12)
+    work = range((1 if args.no_speed else 2) * len(lines))
+    steps = iter(bar(work, "measuring", "row", not args.json))
+    rows = run(
+        source,
+        lines,
+        texts,
+        settings,
+        running=not args.no_speed,
+        tell=lambda name: next(steps, None),
+    )
+    record = record_of(source, rows, settings, texts)
+    write_page(rows, record["about"], args.html)
+    table = [
+        {
+            "model": source.name,
+            "method": row.line["method"] or None,
+            "scheme": row.line["scheme"] or None,
+            "perplexity": row.measures["perplexity"][0],
+            "kl": row.measures["kl"][0] if row.line["scheme"] else None,
+            "bits_per_weight": row.bits_per_weight,
+            "size_bytes": row.file_bytes,
+            "tokens_per_second": None,
+        }
+        for row in rows
+    ]
+    if args.json:
+        _print_json(table)
+    else:
+        _print_table(table)
+        print(f"wrote {args.html}")
 
 
 def _tell(args: argparse.Namespace) -> None:
