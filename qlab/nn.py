@@ -129,12 +129,13 @@ def dequantize_model(model: nn.Module) -> nn.Module:
     return plain
 
 
-def plain_layer(qweight: QTensor, bias: torch.Tensor | None) -> nn.Linear:
-    """An ordinary linear layer with the weight Ŵ."""
-    out_features, in_features = qweight.shape
+def plain_layer(weight: QTensor | torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
+    """An ordinary linear layer with a weight (out_features, in_features), or with Ŵ."""
+    dense = weight.dequantize() if isinstance(weight, QTensor) else weight.contiguous()
+    out_features, in_features = dense.shape
     with torch.device("meta"):
         linear = nn.Linear(in_features, out_features, bias=bias is not None)
-    linear.weight = nn.Parameter(qweight.dequantize(), requires_grad=False)
+    linear.weight = nn.Parameter(dense, requires_grad=False)
     if bias is not None:
         linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
     return linear

@@ -27,36 +27,8 @@ from qlab.core import QTensor, Scheme, shared_params, sqnr
 from qlab.errors import QlabError
 from qlab.methods import get_method
 from qlab.nn import QuantLinear, linear_layers, replace_layer, weight_of
+from qlab.report import LayerReport, bits_per_weight
 from qlab.resume import Progress, run_key
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """What happened to one layer.
-
-    Attributes:
-        name: its name in the model.
-        scheme: the scheme in one word.
-        sqnr: of the weight, in dB.
-        bits_per_weight: metadata counted. Parameters that the whole model shares (granularity
-            ``global``) are counted once, and each layer bears its part by its number of weights.
-        seconds: time taken.
-        weights: number of weights.
-        activations: scheme of the input and whether it is static or dynamic, or "".
-        error: relative error of the output on the calibration data, ‖X(Ŵ - W)ᵀ‖² / ‖XWᵀ‖², of
-            methods that see the layer's inputs; else None.
-        rtn_error: the same with round-to-nearest in the same scheme: the error before.
-    """
-
-    name: str
-    scheme: str
-    sqnr: float
-    bits_per_weight: float
-    seconds: float
-    weights: int
-    activations: str = ""
-    error: float | None = None
-    rtn_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -85,8 +57,7 @@ class Report:
     @property
     def bits_per_weight(self) -> float:
         """Over all quantized layers, metadata counted."""
-        weights = sum(layer.weights for layer in self.layers)
-        return sum(layer.bits_per_weight * layer.weights for layer in self.layers) / weights
+        return bits_per_weight(self.layers)
 
     def __str__(self) -> str:
         width = max(len(layer.name) for layer in self.layers)

@@ -9,7 +9,9 @@ The first writes qlab/records/compress_llmcompressor.json, for tests/compress/te
 weights that Wanda and SparseGPT leave in llm-compressor, whose requirements conflict with ours. The
 others write qlab/records/compress.json and compress_students.json, for the chapter's plot of
 quality against bytes: each way alone and combined with int4, perplexity on validation stories.
-They take some minutes each; what is in a record already is not measured again.
+They take some minutes each. A record is written after each model, and what is in it already is not
+measured again, so the script can be stopped and called again. A record belongs to one set of
+weights of the storyteller; with --fresh it is begun anew.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import base64
 import importlib.metadata
 import json
 import sys
+import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -138,7 +141,7 @@ def record_llmcompressor() -> dict[str, Any]:
 
 TEXTS = 6  # stories to calibrate on
 SCORED = 16  # validation stories
-STEPS = 150  # of distillation, 512 tokens each
+STEPS = 100  # of distillation, 512 tokens each
 INT4, INT3, INT2 = "int4-g128-sfp16", "int3-g128-sfp16", "int2-g64-sfp16"
 
 
@@ -197,26 +200,50 @@ def story_runs(story: Any) -> dict[str, Callable[[], tuple[Any, float]]]:
     return runs
 
 
-def students(story: Any, seed: int) -> dict[str, tuple[Any, float]]:
-    """name -> (student, bits a weight of the teacher's layers): distilled, then in int4."""
+KEEPS = ((0, 1, 3), (0, 3))  # blocks of the storyteller that a student has
+SEEDS = (0, 1, 2)
+
+
+def student_runs(story: Any, seed: int) -> dict[str, Callable[[], tuple[Any, float]]]:
+    """name -> function that gives a student and the bits a weight of the teacher's layers.
+
+    For each student: before training, trained on the teacher's answers, trained on the text alone
+    (the control), and the first of these in int4.
+    """
+    from functools import cache as once
+
     from qlab.compress import shallow_student, teacher_cache
     from qlab.compress.distill import distill
     from qlab.nn import linear_layers
     from qlab.pipeline import quantize_model
 
-    cache = teacher_cache(story.model, rows(story, 256, 128, seed))
     count = sum(layer.weight.numel() for _, layer in linear_layers(story.model))
-    found = {}
-    for keep in ((0, 1, 3), (0, 3)):
-        name = f"student of {len(keep)} blocks"
-        found[f"{name}, untrained"] = shallow_student(story.model, keep), 16 * len(keep) / 4
+    blocks = story.model.config.num_hidden_layers
+
+    @once
+    def answers() -> Any:
+        return teacher_cache(story.model, rows(story, 256, 128, seed))
+
+    @once
+    def trained(keep: tuple[int, ...], hard: float) -> Any:
         student = shallow_student(story.model, keep)
-        distill(student, cache, steps=STEPS, batch=4, seed=seed)
-        found[name] = student, 16 * len(keep) / 4
-        small, report = quantize_model(student, "gptq", INT4, story.calibration()[:TEXTS])
-        bits = report.bits_per_weight * sum(r.weights for r in report.layers) / count
-        found[f"{name} {INT4}"] = small, bits
-    return found
+        distill(student, answers(), steps=STEPS, batch=4, hard=hard, seed=seed)
+        return student
+
+    def in_int4(keep: tuple[int, ...]) -> tuple[Any, float]:
+        data = story.calibration()[:TEXTS]
+        small, report = quantize_model(trained(keep, 0.0), "gptq", INT4, data)
+        return small, report.bits_per_weight * sum(r.weights for r in report.layers) / count
+
+    runs: dict[str, Callable[[], tuple[Any, float]]] = {}
+    for keep in KEEPS:
+        name, bits = f"student of {len(keep)} blocks", 16 * len(keep) / blocks
+        if seed == SEEDS[0]:  # the same for each seed
+            runs[f"{name}, untrained"] = lambda k=keep, b=bits: (shallow_student(story.model, k), b)
+        runs[name] = lambda k=keep, b=bits: (trained(k, 0.0), b)
+        runs[f"{name}, text alone"] = lambda k=keep, b=bits: (trained(k, 1.0), b)
+        runs[f"{name} {INT4}"] = lambda k=keep: in_int4(k)
+    return runs
 
 
 def rows(story: Any, count: int, length: int, seed: int) -> Any:
@@ -236,41 +263,59 @@ def rows(story: Any, count: int, length: int, seed: int) -> Any:
     return torch.tensor(ids[: min(whole, count) * length]).reshape(-1, length)
 
 
-def record_story(what: str, out: Path, seeds: tuple[int, ...]) -> dict[str, Any]:
-    """Measure what is not in the record yet; the record is written after each model."""
+def record_story(
+    what: str, out: Path, seeds: tuple[int, ...] = SEEDS, only: str = "", fresh: bool = False
+) -> dict[str, Any]:
+    """Measure what is not in the record yet; the record is written after each model.
+
+    Args:
+        what: ``storyteller`` or ``students``.
+        out: file of the record.
+        seeds: of the students.
+        only: a beginning of names; others are left out.
+        fresh: begin anew.
+    """
     import torch
 
     import qlab
+    from tools.train_results import weights_key
 
     torch.set_num_threads(1)
     story = qlab.story.load()
     names = ("torch", "transformers", "numpy")
-    made: dict[str, Any] = {"versions": {n: importlib.metadata.version(n) for n in names}}
-    made["runs"] = []
-    if out.exists():
+    about: dict[str, Any] = {"versions": {n: importlib.metadata.version(n) for n in names}}
+    about |= {"weights": weights_key(), "texts": SCORED, "steps": STEPS}
+    made = about | {"runs": []}
+    if out.exists() and not fresh:
         before = json.loads(out.read_text(encoding="utf-8"))
-        if before["versions"] == made["versions"]:
-            made = before
+        if {k: v for k, v in before.items() if k != "runs"} != about:
+            raise SystemExit(f"{out.name} is of other weights or versions: call with --fresh")
+        made = before
     done = {(run["name"], run.get("seed")) for run in made["runs"]}
 
-    def measure(name: str, model: Any, bits: float, seed: int | None = None) -> None:
+    def measure(name: str, make: Callable[[], tuple[Any, float]], seed: int | None = None) -> None:
+        if (name, seed) in done or not name.startswith(only):
+            return
+        began = time.process_time()
+        model, bits = make()
         perplexity = qlab.perplexity(model, story.tokenizer, story.validation()[:SCORED])
         one = {"name": name, "bits_per_weight": round(bits, 3), "perplexity": round(perplexity, 2)}
+        one["cpu_seconds"] = round(time.process_time() - began, 1)
         made["runs"].append(one if seed is None else one | {"seed": seed})
         write(out, made)
-        print(f"{name:40} {bits:7.3f} bits  perplexity {perplexity:8.2f}", flush=True)
+        print(
+            f"{name:44} {bits:7.3f} bits  perplexity {perplexity:8.2f}  {one['cpu_seconds']:5} s",
+            flush=True,
+        )
 
     if what == "students":
         for seed in seeds:
-            if not any(seed == other for _, other in done):
-                for name, (model, bits) in students(story, seed).items():
-                    measure(name, model, bits, seed)
+            for name, run in student_runs(story, seed).items():
+                measure(name, run, seed)
         return made
-    if ("none", None) not in done:
-        measure("none", story.model, 16.0)
+    measure("none", lambda: (story.model, 16.0))
     for name, run in story_runs(story).items():
-        if (name, None) not in done:
-            measure(name, *run())
+        measure(name, run)
     return made
 
 
@@ -284,16 +329,18 @@ def write(out: Path, made: dict[str, Any]) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("llmcompressor", "storyteller", "students"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the students")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="of the students")
+    parser.add_argument("--only", default="", help="runs whose names begin so")
+    parser.add_argument("--out", type=Path, help="instead of the project's record")
+    parser.add_argument("--fresh", action="store_true", help="forget the record first")
     given = parser.parse_args(argv)
-    out = RECORDS / (
-        "compress.json" if given.what == "storyteller" else f"compress_{given.what}.json"
-    )
+    name = "compress.json" if given.what == "storyteller" else f"compress_{given.what}.json"
+    out = given.out or RECORDS / name
     if given.what == "llmcompressor":
         write(out, record_llmcompressor())
     else:
-        write(out, record_story(given.what, out, tuple(given.seeds)))
-    print(f"wrote {out.relative_to(ROOT)} ({out.stat().st_size / 1e3:.0f} kB)")
+        record_story(given.what, out, tuple(given.seeds), given.only, given.fresh)
+    print(f"wrote {out.name} ({out.stat().st_size / 1e3:.0f} kB)")
     return 0
 
 

@@ -3,6 +3,7 @@
     .venv/bin/python tools/train_results.py            # every run that is not recorded yet
     .venv/bin/python tools/train_results.py --list     # what there is, and what is recorded
     .venv/bin/python tools/train_results.py --fresh    # forget the record first
+    .venv/bin/python tools/train_results.py --part 0/2 # every second run, beside another process
 
 The list RUNS is the experiment; nothing else decides what is trained. Each run is written to
 qlab/records/training.json as soon as it ends, and its log to qlab/records/training/NAME.csv, so the
@@ -176,8 +177,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--list", action="store_true", help="list the runs and stop")
     parser.add_argument("--fresh", action="store_true", help="forget the record first")
+    parser.add_argument("--part", default="0/1", help="I/N: the runs I, I + N, ... (default: all)")
     chosen = parser.parse_args()
-    record = {"about": {}, "runs": {}} if chosen.fresh else read()
+    part, parts = (int(word) for word in chosen.part.split("/"))
+    if chosen.fresh:
+        RECORD.unlink(missing_ok=True)
+    record = read()
     if chosen.list:
         for run in RUNS:
             done = record["runs"].get(run.name)
@@ -193,7 +198,7 @@ def main() -> None:
     if record["runs"] and record["about"].get("weights") != weights_key():
         parser.error("the record is of other weights of the storyteller: call with --fresh")
     story = qlab.story.load()
-    for run in RUNS:
+    for run in RUNS[part::parts]:
         config = asdict(run)
         if record["runs"].get(run.name, {}).get("config") == config:
             continue
@@ -203,6 +208,7 @@ def main() -> None:
         if log:
             LOGS.mkdir(parents=True, exist_ok=True)
             write_log(LOGS / f"{run.name}.csv", log)
+        record = read()  # another part may have written
         record["runs"][run.name] = {
             "config": config,
             "perplexity": round(perplexity, 4),
@@ -211,6 +217,7 @@ def main() -> None:
         record["about"] = about()
         with new_file(RECORD) as file:
             file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            file.chmod(0o644)
         print(f"{run.name:24} perplexity {perplexity:9.2f}  {seconds:6.0f} s", flush=True)
 
 

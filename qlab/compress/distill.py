@@ -19,15 +19,15 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from qlab.calibrate.blocks import decoder_blocks
 from qlab.errors import QlabError
+from qlab.training import TrainOptions, train
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,6 +151,47 @@ def shallow_student(teacher: Any, keep: Sequence[int]) -> Any:
     return student
 
 
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """Batches of a cache in the order of a seed, and the teacher that remembers its answers.
+
+    For ``qlab.training.train``: it is the batches (a function of the step) and the teacher (with
+    ``distance``) in one.
+
+    Attributes:
+        cache: what the teacher said.
+        batch: rows a step.
+        seed: of their order; each row is read once before any is read again.
+
+    Chapter: Pruning, low rank, distillation: what quantization is combined with.
+    """
+
+    cache: TeacherCache
+    batch: int
+    seed: int
+
+    def rows(self, step: int) -> torch.Tensor:
+        """Rows of a step (from 0), int64 (batch,): a function of the step alone."""
+        count, place = len(self.cache.ids), step * self.batch
+        found: list[torch.Tensor] = []
+        while (have := sum(len(f) for f in found)) < self.batch:
+            turn, start = divmod(place + have, count)
+            random = torch.Generator().manual_seed(self.seed * 1_000_003 + turn)
+            order = torch.randperm(count, generator=random)
+            found.append(order[start : start + self.batch - have])
+        return torch.cat(found)
+
+    def __call__(self, step: int) -> torch.Tensor:
+        """Token ids of a step, int64 (batch, length)."""
+        return self.cache.ids[self.rows(step)]
+
+    def distance(self, logits: torch.Tensor, ids: torch.Tensor, step: int) -> torch.Tensor:
+        """The divergence from the teacher at each position but the last, in nats a token."""
+        rows = self.rows(step)
+        places, logs = self.cache.places[rows, :-1], self.cache.logs[rows, :-1]
+        return divergence(logits[:, :-1], places, logs, self.cache.temperature)
+
+
 def distill(
     student: Any,
     cache: TeacherCache,
@@ -158,11 +199,11 @@ def distill(
     steps: int = 100,
     batch: int = 8,
     rate: float = 1e-3,
-    warmup: int = 5,
+    warmup: int = 4,
     hard: float = 0.0,
     seed: int = 0,
 ) -> list[float]:
-    """Train a student in place on what its teacher said.
+    """Train a student in place on what its teacher said: ``qlab.training.train`` with a Lesson.
 
     The optimizer is AdamW; its rate rises over ``warmup`` steps and then falls to 0 as a cosine.
     Each step reads ``batch`` rows, in a new order each time all have been read.
@@ -178,64 +219,16 @@ def distill(
     Returns: the loss at each step, in nats.
 
     Raises: QlabError for a share outside [0, 1], or when the loss or a gradient is no longer
-        finite, with the step and the layer.
+        finite, with the step (from 1) and the layer.
 
     Chapter: Pruning, low rank, distillation: what quantization is combined with.
     """
     if not 0 <= hard <= 1:
         raise QlabError(f"hard {hard}: it is a share from 0 to 1")
-    mode = student.training
-    student.train()
-    parameters = [p for p in student.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
-    losses = []
-    for step, rows in zip(range(steps), _orders(len(cache.ids), batch, seed), strict=False):
-        done = max(0.0, (step + 1 - warmup) / max(1, steps - warmup))
-        now = min(1.0, (step + 1) / max(1, warmup)) * 0.5 * (1 + math.cos(math.pi * done))
-        for group in optimizer.param_groups:
-            group["lr"] = rate * now
-        ids = cache.ids[rows].to(student.device)
-        logits = student(input_ids=ids).logits
-        loss: Any = (1 - hard) * divergence(
-            logits, cache.places[rows], cache.logs[rows], cache.temperature
-        )
-        if hard:
-            right = ids[:, 1:].reshape(-1)
-            loss = loss + hard * functional.cross_entropy(logits[:, :-1].flatten(0, 1), right)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        _check(student, loss, step)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        losses.append(float(loss.detach()))
+    mode, lesson = student.training, Lesson(cache, batch, seed)
+    options = TrainOptions(
+        steps=steps, lr=rate, warmup=warmup, schedule="cosine", distill=1 - hard, seed=seed
+    )
+    rows = train(student, lesson, options, teacher=lesson)
     student.train(mode)
-    return losses
-
-
-def _orders(count: int, batch: int, seed: int) -> Iterable[torch.Tensor]:
-    """Rows of one batch after the other, without end."""
-    random = torch.Generator().manual_seed(seed)
-    left = torch.zeros(0, dtype=torch.int64)
-    while True:
-        while len(left) < batch:
-            left = torch.cat([left, torch.randperm(count, generator=random)])
-        yield left[:batch]
-        left = left[batch:]
-
-
-def _check(model: Any, loss: torch.Tensor, step: int) -> None:
-    """Stop where the loss or a gradient is not finite."""
-    if bool(torch.isfinite(loss)):
-        bad = (n for n, p in model.named_parameters() if p.grad is not None and not _finite(p.grad))
-        name = next(bad, None)
-        if name is None:
-            return
-        raise QlabError(f"the gradient of '{name}' is not finite at step {step}: lower the rate")
-    bad = (n for n, p in model.named_parameters() if not _finite(p))
-    where = next(bad, None)
-    first = f"; the first weight that is not finite: '{where}'" if where else ""
-    raise QlabError(f"the loss became {float(loss)} at step {step}{first}: lower the rate")
-
-
-def _finite(x: torch.Tensor) -> bool:
-    return bool(torch.isfinite(x).all())
+    return [row.loss for row in rows]

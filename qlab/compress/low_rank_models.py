@@ -19,31 +19,17 @@ import torch
 from qlab.blockwise import output_error
 from qlab.calibrate import BlockRunner, LayerInputs
 from qlab.compress.low_rank import LowRankLinear, factor, low_rank_correction, rank_for
-from qlab.compress.prune import dense_layer
 from qlab.core import Scheme, quantize
 from qlab.errors import QlabError
-from qlab.nn import QuantLinear, linear_layers, quant_layers, replace_layer, weight_of
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """What happened to one layer.
-
-    Attributes:
-        name: its name in the model.
-        rank: columns of A.
-        nbytes: of both factors, 16 bits a number or in the scheme, and of the corrected codes.
-        weights: number of weights before.
-        seconds: time taken.
-        error: relative error of the output on the calibration data; None without data.
-    """
-
-    name: str
-    rank: int
-    nbytes: int
-    weights: int
-    seconds: float
-    error: float | None = None
+from qlab.nn import (
+    QuantLinear,
+    linear_layers,
+    plain_layer,
+    quant_layers,
+    replace_layer,
+    weight_of,
+)
+from qlab.report import LayerReport, bits_per_weight
 
 
 @dataclass(frozen=True)
@@ -70,7 +56,7 @@ class LowRankReport:
     @property
     def bits_per_weight(self) -> float:
         """For each weight that there was before."""
-        return self.nbytes * 8 / sum(layer.weights for layer in self.layers)
+        return bits_per_weight(self.layers)
 
     def __str__(self) -> str:
         width = max(len(layer.name) for layer in self.layers)
@@ -132,8 +118,8 @@ def low_rank_model(
             raise QlabError(f"layer '{name}': {error}") from None
         replace_layer(small, name, LowRankLinear(first, second))
         lost = _lost(weight, second.weight @ first.weight, inputs)
-        seconds = time.perf_counter() - began
-        reports.append(LayerReport(name, rank, nbytes, weight.numel(), seconds, lost))
+        word = "" if scheme is None else scheme.name
+        reports.append(_report(name, word, weight, nbytes, began, lost, rank))
     if not reports:
         raise QlabError("the model has no linear layers to factor")
     word = "" if scheme is None else scheme.name
@@ -174,7 +160,7 @@ def correct_model(
         raise QlabError(f"layer '{min(missing)}' is not in the model before quantization")
     # While data flows through it, a layer computes with its weights as they are.
     for name, layer in layers.items():
-        replace_layer(small, name, dense_layer(layer.weight, layer.bias))
+        replace_layer(small, name, plain_layer(layer.weight, layer.bias))
     reports = []
     skip = tuple({name.rsplit(".", 1)[-1] for name in before if name not in layers})
     for name, inputs in _layers(small, calibration, skip, progress):
@@ -186,13 +172,27 @@ def correct_model(
         replace_layer(small, name, LowRankLinear(first, second, small.get_submodule(name)))
         lost = _lost(weight, layer.weight + second.weight @ first.weight, inputs)
         nbytes += layer.qweight.nbytes
-        seconds = time.perf_counter() - began
-        reports.append(LayerReport(name, r, nbytes, weight.numel(), seconds, lost))
+        reports.append(_report(name, layer.scheme.name, weight, nbytes, began, lost, r))
     for name, layer in layers.items():
         small.get_submodule(name).base = layer
     scheme = next(iter(layers.values())).scheme.name
     method = "correction of weights" if calibration is None else "correction of outputs"
     return small, LowRankReport(method, scheme, tuple(reports))
+
+
+def _report(
+    name: str,
+    scheme: str,
+    weight: torch.Tensor,
+    nbytes: int,
+    began: float,
+    error: float | None,
+    rank: int,
+) -> LayerReport:
+    """Of one layer, begun at ``began`` on the clock and done now."""
+    seconds, count = time.perf_counter() - began, weight.numel()
+    bits = nbytes * 8 / count
+    return LayerReport(name, scheme, None, bits, seconds, count, error=error, rank=rank)
 
 
 def _layers(
@@ -221,7 +221,7 @@ def _thin(
         nbytes = 2 * (a.numel() + b.numel())
         if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
             raise QlabError("a factor is beyond float16: give a scheme to store it in")
-        return dense_layer(b, None), dense_layer(a, bias), nbytes
+        return plain_layer(b, None), plain_layer(a, bias), nbytes
     qa, qb = (quantize(t, scheme, pad=True) for t in (a, b))
     return QuantLinear(qb), QuantLinear(qa, bias), qa.nbytes + qb.nbytes
 

@@ -28,39 +28,10 @@ from qlab.compress.sparsegpt import SparsegptOptions, sparsegpt
 from qlab.compress.wanda import wanda
 from qlab.core import QTensor, Scheme, quantize
 from qlab.errors import QlabError
-from qlab.nn import QuantLinear, linear_layers, replace_layer, weight_of
+from qlab.nn import QuantLinear, linear_layers, plain_layer, replace_layer, weight_of
+from qlab.report import LayerReport, bits_per_weight
 
 METHODS = ("magnitude", "wanda", "sparsegpt")
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """What happened to one layer.
-
-    Attributes:
-        name: its name in the model.
-        sparsity: share of its weights that are zero now.
-        layout: the smallest way to store it: ``dense``, ``bitmask`` or ``2:4``.
-        nbytes: in that layout; places of the weights that stay and scales counted. Weights that
-            are not quantized count 16 bits each.
-        weights: number of weights, zeros included.
-        seconds: time taken, its share of gathering included.
-        error: relative error of the output on the calibration data, ‖X(Ŵ - W)ᵀ‖² / ‖XWᵀ‖²; None
-            without calibration data.
-    """
-
-    name: str
-    sparsity: float
-    layout: str
-    nbytes: int
-    weights: int
-    seconds: float
-    error: float | None = None
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Of all weights, zeros included."""
-        return self.nbytes * 8 / self.weights
 
 
 @dataclass(frozen=True)
@@ -94,12 +65,13 @@ class PruneReport:
     @property
     def bits_per_weight(self) -> float:
         """Over all pruned layers, everything counted."""
-        return self.nbytes * 8 / self.weights
+        return bits_per_weight(self.layers)
 
     @property
     def sparsity(self) -> float:
         """Share of zeros over all pruned layers."""
-        return sum(layer.sparsity * layer.weights for layer in self.layers) / self.weights
+        zeros = sum((layer.sparsity or 0.0) * layer.weights for layer in self.layers)
+        return zeros / self.weights
 
     @property
     def seconds(self) -> float:
@@ -116,7 +88,7 @@ class PruneReport:
         for r in self.layers:
             error = "" if r.error is None else f"  output error {r.error:.2e}"
             lines.append(
-                f"{r.name:{width}}  {r.sparsity:6.1%} zeros  {r.layout:7}  "
+                f"{r.name:{width}}  {r.sparsity or 0.0:6.1%} zeros  {r.layout:7}  "
                 f"{r.bits_per_weight:.3f} bits{error}"
             )
         return "\n".join(lines)
@@ -232,14 +204,23 @@ class _Job:
         if isinstance(found, QTensor):
             self.quantized[name] = found  # becomes a QuantLinear at the end
         # A layer of its own: the old weight may be tied to the embeddings.
-        replace_layer(self.model, name, dense_layer(pruned, layer.bias))
+        replace_layer(self.model, name, plain_layer(pruned, layer.bias))
         lost = None
         if inputs is not None:
             lost = output_error(weight, cast(Any, pruned), inputs.hessian)
         layout, nbytes = smallest(found, self.target)
         zeros = float((pruned == 0).float().mean())
-        count = pruned.numel()
-        self.reports[name] = LayerReport(name, zeros, layout, nbytes, count, seconds, lost)
+        self.reports[name] = LayerReport(
+            name,
+            "" if self.scheme is None else self.scheme.name,
+            None,
+            nbytes * 8 / pruned.numel(),
+            seconds,
+            pruned.numel(),
+            error=lost,
+            sparsity=zeros,
+            layout=layout,
+        )
 
     def _prune(self, weight: torch.Tensor, inputs: LayerInputs | None) -> torch.Tensor | QTensor:
         if self.method == "sparsegpt":
@@ -247,17 +228,6 @@ class _Job:
         way = magnitude if self.method == "magnitude" else wanda
         pruned = way(weight, inputs, self.target, self.within)
         return pruned if self.scheme is None else quantize_pruned(pruned, self.scheme)
-
-
-def dense_layer(weight: torch.Tensor, bias: torch.Tensor | None) -> torch.nn.Linear:
-    """An ordinary linear layer with a weight (out_features, in_features)."""
-    out_features, in_features = weight.shape
-    with torch.device("meta"):
-        linear = torch.nn.Linear(in_features, out_features, bias=bias is not None)
-    linear.weight = torch.nn.Parameter(weight.contiguous(), requires_grad=False)
-    if bias is not None:
-        linear.bias = torch.nn.Parameter(bias.detach(), requires_grad=False)
-    return linear
 
 
 def quantize_pruned(weight: torch.Tensor, scheme: str | Scheme) -> QTensor:

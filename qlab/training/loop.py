@@ -19,7 +19,7 @@ from qlab.errors import QlabError
 from qlab.files import new_file
 from qlab.training.blame import bad_gradient, finite, first_bad
 from qlab.training.checkpoint import load_checkpoint, save_checkpoint
-from qlab.training.losses import distillation_loss, task_loss
+from qlab.training.losses import Teacher, distillation_loss, task_loss
 from qlab.training.options import TrainOptions, build_optimizer, rate
 
 # step (from 0) -> token ids, int64 (rows, length): a function of the step alone, so that an
@@ -55,7 +55,7 @@ def train(
     batches: Batches,
     options: TrainOptions | None = None,
     *,
-    teacher: nn.Module | None = None,
+    teacher: nn.Module | Teacher | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 50,
     evaluate: Callable[[nn.Module], float] | None = None,
@@ -70,7 +70,8 @@ def train(
         batches: step (from 0) -> token ids, int64 (rows, length); ``qlab.training.story_batches``
             makes one.
         options: see ``TrainOptions``.
-        teacher: the full-precision model, for ``options.distill``; it is not changed.
+        teacher: the full-precision model, for ``options.distill``; it is not changed. Or what
+            stands for one: an object with a method ``distance`` (``losses.Teacher``).
         checkpoint: a folder, written every ``checkpoint_every`` steps and at the end, whole or not.
             If it exists, training goes on from it, to the same numbers as without a stop.
         evaluate: called with the model in evaluation mode every ``evaluate_every`` steps and after
@@ -132,7 +133,7 @@ def losses_of(
     model: nn.Module,
     ids: torch.Tensor,
     options: TrainOptions,
-    teacher: nn.Module | None,
+    teacher: nn.Module | Teacher | None,
     step: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """(loss, task loss, distance from the teacher) of one batch, as scalars.
@@ -146,9 +147,12 @@ def losses_of(
     task = task_loss(logits, ids)
     loss, distance = task, None
     if options.distill and teacher is not None:
-        with torch.no_grad():
-            theirs = teacher(input_ids=ids, use_cache=False).logits
-        distance = distillation_loss(logits, theirs, options.temperature)
+        if isinstance(teacher, nn.Module):
+            with torch.no_grad():
+                theirs = teacher(input_ids=ids, use_cache=False).logits
+            distance = distillation_loss(logits, theirs, options.temperature)
+        else:
+            distance = teacher.distance(logits, ids, step)
         loss = (1 - options.distill) * task + options.distill * distance
         # A share of 0 does not hide what is not finite: 0 · inf is NaN.
     if not finite(loss):

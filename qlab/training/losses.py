@@ -11,8 +11,27 @@ Chapter: Quantization-aware training.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch.nn.functional import cross_entropy, log_softmax
+
+
+class Teacher(Protocol):
+    """What can stand for a teacher model: it says how far a student is from it.
+
+    ``qlab.compress.distill.Lesson`` is one; it keeps a teacher's answers, so that they are computed
+    once and not in each run.
+    """
+
+    def distance(self, logits: torch.Tensor, ids: torch.Tensor, step: int) -> torch.Tensor:
+        """Mean distance of a batch, a scalar in nats a token.
+
+        Args:
+            logits: of the student, (rows, length, vocabulary).
+            ids: the batch, int64 (rows, length).
+            step: from 0.
+        """
 
 
 def task_loss(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

@@ -7,10 +7,17 @@ Each process has a copy of the model and takes its share of the rows of each ste
 averaged before the step. With equal shares the mean of the means is the mean over all rows, so the
 result is that of one process up to the rounding of the sums.
 
-With more weights than one device can hold AdamW's state for, let DeepSpeed shard it (ZeRO stage 1),
-and the gradients too (stage 2): ``accelerate launch --use_deepspeed --deepspeed_config_file
-qlab/training/deepspeed_zero2.json -m qlab.training.processes ...``. Stage 3 shards the weights,
-which a FakeQuantLinear needs whole in its forward pass: gather them there, or stay at stage 2.
+Where one device cannot hold the weights with their gradients and AdamW's state, DeepSpeed shards
+what each process would hold a copy of (ZeRO): stage 1 the optimizer's state, stage 2 the gradients
+too, stage 3 the weights too. The command is the same; the configuration files lie beside this one:
+
+    accelerate launch --use_deepspeed --num_processes 8 \\
+        --deepspeed_config_file qlab/training/deepspeed_zero3.json -m qlab.training.processes ...
+
+In stage 3 DeepSpeed gathers the parameters of a layer before its forward and backward pass. A
+FakeQuantLinear has its weight whole then, so its scales are those of the whole weight. But autograd
+keeps Ŵ, which is not sharded, from the forward to the backward pass: checkpoint activations where
+that is too much.
 
 Source: Rajbhandari et al. 2020, arXiv 1910.02054, section 5 (ZeRO's stages).
 
@@ -20,7 +27,9 @@ Chapter: Quantization-aware training.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import copy
+import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -40,6 +49,7 @@ def train_processes(
     teacher: nn.Module | None = None,
     *,
     cpu: bool = False,
+    look: Callable[[Any, Any], None] | None = None,
 ) -> tuple[Any, list[float]]:
     """Train ``model`` on all processes of this launch.
 
@@ -47,6 +57,7 @@ def train_processes(
         model, batches, options, teacher: as in ``train``; the same on each process. The number of
             rows of a batch is a multiple of the number of processes.
         cpu: stay on the CPU where there is a GPU.
+        look: called with the wrapped model and optimizer after the last step, for measuring.
 
     Returns: the trained model, unwrapped, the same on each process; the loss of each step, of this
         process's rows.
@@ -60,9 +71,25 @@ def train_processes(
     except ImportError:
         raise MissingExtraError("accelerate", "test", "training on several processes") from None
 
+    if cpu and os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        raise QlabError(
+            "accelerate leaves DeepSpeed out when it is told to stay on the CPU: without --cpu and "
+            "with DS_ACCELERATOR=cpu in the environment, DeepSpeed runs there"
+        )
     accelerator = Accelerator(cpu=cpu)
     optimizer = build_optimizer(model, options)
     highest = [float(group["lr"]) for group in optimizer.param_groups]
+    whole = model
+    if (plugin := accelerator.state.deepspeed_plugin) is not None:
+        config = plugin.deepspeed_config
+        if config.get("gradient_clipping") != options.clip_norm:
+            raise QlabError(
+                f"gradient_clipping {config.get('gradient_clipping')} in the DeepSpeed "
+                f"configuration and clip_norm {options.clip_norm} in the options: make them equal"
+            )
+        config["train_micro_batch_size_per_gpu"] = batches(0).shape[0] // accelerator.num_processes
+        if plugin.zero_stage == 3:
+            whole = copy.deepcopy(model)  # DeepSpeed leaves empty parameters in the model itself
     model, optimizer = accelerator.prepare(model, optimizer)
     if teacher is not None:
         teacher = teacher.to(accelerator.device)
@@ -84,7 +111,26 @@ def train_processes(
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    return accelerator.unwrap_model(model).eval(), losses
+    if look is not None:
+        look(model, optimizer)
+    trained = accelerator.unwrap_model(model)
+    if whole is not trained and plugin is not None and plugin.zero_stage == 3:
+        gather(trained, whole)
+        trained = whole
+    return trained.eval(), losses
+
+
+def gather(sharded: nn.Module, whole: nn.Module) -> None:
+    """Copy the weights that ZeRO 3 has spread over the processes into a model that is whole.
+
+    For models that fit into the memory of each process. For larger ones save the shards
+    (``model.save_checkpoint``) and let DeepSpeed's ``zero_to_fp32.py`` put them together.
+    """
+    import deepspeed
+
+    for p, q in zip(sharded.parameters(), whole.parameters(), strict=True):
+        with deepspeed.zero.GatheredParameters([p]), torch.no_grad():
+            q.copy_(p)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -27,6 +27,7 @@ from qlab.training.learned_range import LearnedRange
 from qlab.training.lsq import LSQ, first_step_size
 from qlab.training.modules import FakeQuantLinear, fake_layers
 from qlab.training.pact import PACT
+from qlab.training.q4_0 import Q4_0
 from qlab.training.ternary import AbsMean
 
 # Word -> what it does to a weight, and to an input whose range is fixed.
@@ -36,6 +37,7 @@ METHODS: dict[str, type[Quantizer]] = {
     "pact": PACT,
     "range": LearnedRange,
     "absmean": AbsMean,
+    "q4_0": Q4_0,
 }
 STARTS = ("minmax", "mse", "lsq")
 
@@ -62,7 +64,7 @@ def prepare(
             methods that learn go on to learn; None leaves inputs as they are.
         method: ``ste`` trains the weights alone, with scales from their range; ``lsq``, ``pact``
             and ``range`` learn scales, clipping values, ranges too; ``absmean`` is BitNet's, for
-            ternary weights.
+            ternary weights; ``q4_0`` has the levels of GGUF's block type.
         start: where learned parameters of weights start: ``mse``, the scale of least squared
             error; ``minmax``, the whole range; ``lsq``, the rule of that paper.
         schemes: pattern of layer names (``*`` and ``?``) -> scheme of their weights, None to leave

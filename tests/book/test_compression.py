@@ -14,7 +14,8 @@ from qlab.compress import Target, to_sparse
 from qlab.compress.distill import divergence
 from qlab.compress.low_rank import half_of, rank_for
 from qlab.compress.magnitude import magnitude
-from tools.record_compress import CASES, RECORDS, STEPS
+from tools.record_compress import CASES, INT4, KEEPS, RECORDS, SEEDS, STEPS, story_runs
+from tools.train_results import weights_key
 
 CHAPTER = Path(__file__).resolve().parents[2] / "book" / "compression.md"
 
@@ -94,3 +95,22 @@ def test_what_the_chapter_says_of_the_records():
         if run["name"].endswith("2:4 int4-g128-sfp16"):
             # 3 bits and a scale; bitmasks of layers with many zeros may be smaller.
             assert 3 < run["bits_per_weight"] <= 3.125
+
+
+@pytest.mark.parametrize("what", ["storyteller", "students"])
+def test_the_record_is_whole_and_of_these_weights(what):
+    remedy = f"run tools/record_compress.py {what} --fresh"
+    name = "compress.json" if what == "storyteller" else f"compress_{what}.json"
+    record = json.loads((RECORDS / name).read_text(encoding="utf-8"))
+    assert record["weights"] == weights_key(), remedy
+    found = [(run["name"], run.get("seed")) for run in record["runs"]]
+    if what == "storyteller":
+        wanted = [("none", None), *((name, None) for name in story_runs(qlab.story.load()))]
+    else:
+        wanted = []
+        for keep in KEEPS:
+            name = f"student of {len(keep)} blocks"
+            wanted.append((f"{name}, untrained", SEEDS[0]))
+            for seed in SEEDS:
+                wanted += [(n, seed) for n in (name, f"{name}, text alone", f"{name} {INT4}")]
+    assert sorted(found, key=str) == sorted(wanted, key=str), remedy

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qlab.compress import shallow_student, teacher_cache
-from qlab.compress.distill import TeacherCache, distill, divergence
+from qlab.compress.distill import Lesson, TeacherCache, distill, divergence
 from qlab.errors import QlabError
+from qlab.training import TrainOptions, train
 from tests.models import random_model
 
 
@@ -92,6 +93,63 @@ def test_training_brings_the_student_nearer_and_repeats():
     assert runs[0] == runs[1]
 
 
+def test_the_loop_is_that_of_the_paper_written_out():
+    """The same numbers from a loop that shares nothing with qlab.training."""
+    model, ids = random_model("qwen2"), ids_of()
+    cache = teacher_cache(model, ids, k=20, temperature=2.0)
+    student, other = shallow_student(model, [1]), shallow_student(model, [1])
+    losses = distill(student, cache, steps=8, batch=4, rate=3e-3, warmup=2, hard=0.25, seed=7)
+    lesson = Lesson(cache, 4, 7)
+    matrices = [p for p in other.parameters() if p.ndim > 1]
+    vectors = [p for p in other.parameters() if p.ndim == 1]
+    parameters = list(other.parameters())
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices}, {"params": vectors}], lr=1.0, betas=(0.9, 0.95), weight_decay=0.0
+    )
+    for step in range(8):
+        rising, done = min(1, (step + 1) / 3), max(0, step - 2) / 6
+        for group in optimizer.param_groups:
+            group["lr"] = 3e-3 * rising * (1 + math.cos(math.pi * done)) / 2
+        rows = lesson.rows(step)
+        logits = other(input_ids=ids[rows]).logits[:, :-1]
+        soft = divergence(logits, cache.places[rows, :-1], cache.logs[rows, :-1], 2.0)
+        right = ids[rows][:, 1:].flatten()
+        loss = 0.25 * torch.nn.functional.cross_entropy(logits.flatten(0, 1), right) + 0.75 * soft
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        assert losses[step] == pytest.approx(float(loss.detach()), rel=1e-6)
+    for p, q in zip(student.parameters(), parameters, strict=True):
+        # Sums in another order (views of the logits); AdamW divides by the size of gradients.
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+
+
+def test_a_cache_of_all_tokens_teaches_what_the_teacher_does():
+    """train with the model itself as teacher, on the same rows."""
+    model, ids = random_model("qwen2"), ids_of()
+    model.lm_head.weight.data *= 20  # answers that are worth learning
+    cache = teacher_cache(model, ids, k=100)
+    cached, asked = shallow_student(model, [1]), shallow_student(model, [1])
+    losses = distill(cached, cache, steps=6, batch=4, rate=3e-3)
+    options = TrainOptions(steps=6, lr=3e-3, warmup=4, schedule="cosine", distill=1.0)
+    rows = train(asked, Lesson(cache, 4, 0), options, teacher=model)
+    # The cache keeps logarithms in float16: steps of 2^-7 for those between -16 and -8.
+    assert losses == pytest.approx([row.loss for row in rows], rel=2e-2, abs=4e-3)
+    assert losses[0] > 0.1
+
+
+@settings(max_examples=30, deadline=None)
+@given(count=st.integers(1, 20), batch=st.integers(1, 30), seed=st.integers(0, 2**20))
+def test_every_row_is_read_before_any_is_read_again(count, batch, seed):
+    cache = TeacherCache(torch.arange(count)[:, None], torch.zeros(0), torch.zeros(0), 1.0)
+    lesson = Lesson(cache, batch, seed)
+    read = torch.cat([lesson.rows(step) for step in range(5)])
+    for turn in range(len(read) // count):
+        assert sorted(read[turn * count : (turn + 1) * count].tolist()) == list(range(count))
+    assert torch.equal(lesson.rows(3), read[3 * batch : 4 * batch])
+
+
 def test_hard_labels_alone_are_the_ordinary_loss():
     model, ids = random_model("qwen2"), ids_of(rows=4)
     cache = teacher_cache(model, ids)
@@ -106,7 +164,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_layer():
     cache = teacher_cache(model, ids)
     student = shallow_student(model, [0])
     student.model.layers[0].mlp.up_proj.weight.data[0, 0] = math.nan
-    with pytest.raises(QlabError, match=r"nan at step 0.*'model.layers.0.mlp.up_proj.weight'"):
+    with pytest.raises(QlabError, match=r"nan at step 1:.*'model.layers.0.mlp.up_proj.weight'"):
         distill(student, cache, steps=3)
 
 
