@@ -138,6 +138,7 @@ def run_study(
     openings: int = 16,
     max_tokens: int = 80,
     speed: bool = True,
+    calibration: int | None = None,
     cache: str | Path | None = None,
 ) -> list[Row]:
     """Measure every configuration of a model, in order.
@@ -150,6 +151,7 @@ def run_study(
         openings: how many stories are continued.
         max_tokens: length of the continuations.
         speed: measure tokens per second, which takes half of the time.
+        calibration: how many calibration texts methods see (default: all).
         cache: folder for finished rows (default: ``qlab/study`` in the user's cache folder, or in
             ``$QLAB_CACHE``).
 
@@ -165,7 +167,8 @@ def run_study(
     exact: list[Any] = []  # the predictions of the model as it is, once they were needed
     rows = []
     for configuration in configurations:
-        key = _key(configuration, weights, [*texts, str(speed)], openings, max_tokens)
+        what = [*texts, str(speed), str(calibration)]
+        key = _key(configuration, weights, what, openings, max_tokens)
         row = _read(cache / f"{key}.json")
         if row is None:
             if baseline is None:
@@ -174,7 +177,15 @@ def run_study(
             if not exact:
                 exact, _ = _predictions(source.model, source.tokenizer, texts)
             row = _measure(
-                source, configuration, list(texts), cuts, baseline, max_tokens, speed, exact
+                source,
+                configuration,
+                list(texts),
+                cuts,
+                baseline,
+                max_tokens,
+                speed,
+                exact,
+                calibration,
             )
             with new_file(cache / f"{key}.json") as file:
                 file.write_text(json.dumps(asdict(row)), encoding="utf-8")
@@ -199,10 +210,11 @@ def _measure(
     max_tokens: int,
     speed: bool,
     exact: list[Any],
+    calibration: int | None,
 ) -> Row:
     from qlab.evaluate import model_size, overlap, tokens_per_second
 
-    model, file_bits, file_bytes = _quantized(source, configuration)
+    model, file_bits, file_bytes = _quantized(source, configuration, calibration)
     size = model_size(model)
     said = continue_greedily(model, source.tokenizer, [o for o, _ in cuts], max_tokens)
     near, human = overlap(said, baseline), overlap(said, [rest for _, rest in cuts])
@@ -271,7 +283,9 @@ def _kl(exact: list[Any], found: list[Any]) -> float:
     return total / sum(len(p) for p in exact)
 
 
-def _quantized(source: Any, configuration: Configuration) -> tuple[Any, float | None, int | None]:
+def _quantized(
+    source: Any, configuration: Configuration, calibration: int | None
+) -> tuple[Any, float | None, int | None]:
     """The model; of GGUF, which becomes a file and is read back, bits per weight and bytes too."""
     from qlab.gguf.mixes import is_mix
 
@@ -287,7 +301,8 @@ def _quantized(source: Any, configuration: Configuration) -> tuple[Any, float | 
 
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.gguf"
-            rows = compute_imatrix(source.model, source.calibration()) if use else None
+            seen = source.calibration()[:calibration]
+            rows = compute_imatrix(source.model, seen) if use else None
             to_gguf(source.model, source.tokenizer, path, configuration.scheme, rows)
             with GGUFFile(path) as file:
                 bits, nbytes = file.bits_per_weight, file.size
@@ -296,7 +311,7 @@ def _quantized(source: Any, configuration: Configuration) -> tuple[Any, float | 
         source.model,
         configuration.method or "rtn",
         configuration.scheme,
-        source.calibration(),
+        source.calibration()[:calibration],
         activations=configuration.activations,
     )
     return model, None, None
