@@ -22,7 +22,8 @@ export QLAB_CACHE ?= $(CURDIR)/_build/.cache
 export GOMP_SPINCOUNT ?= 3000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test check test-library test-book test-llama train-results notebooks lab lock format clean
+.PHONY: help setup book test check test-library test-book test-llama case-study train-results \
+	tools bench notebooks lab lock format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
@@ -64,6 +65,16 @@ test-book: book
 test-llama: $(INSTALLED)  ## llama-cpp-python on the files that qlab writes
 	$(BIN)/python -m pip install --quiet -e ".[llama]"
 	$(PYTEST) tests/llama
+
+case-study: $(INSTALLED)  ## every line of the case study, the record and a report (cached)
+	$(BIN)/python tools/case_study.py
+
+tools: $(INSTALLED)  ## run the tools of the toolbox, each in an environment of its own
+	$(BIN)/python tools/record_tools.py
+	$(BIN)/python tools/record_who_loads.py
+
+bench: $(INSTALLED)  ## the benchmarks against other libraries, on a quiet machine
+	$(BIN)/python benchmarks/run.py $(BENCH_ARGS)
 
 train-results: $(INSTALLED)  ## train for low bits anew, and record it (half an hour)
 	$(BIN)/python tools/train_results.py

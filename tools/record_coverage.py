@@ -22,7 +22,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "qlab" / "records" / "coverage.json"
 # Where the name of a tool is not that of its package.
-PACKAGES = {"llama.cpp": "xllamacpp", "faiss": "faiss-cpu"}
+PACKAGES = {"llama.cpp": "xllamacpp", "faiss": "faiss-cpu", "torch.distributed": "torch"}
 
 
 def main() -> None:

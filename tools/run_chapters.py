@@ -32,7 +32,7 @@ def read(path: Path) -> Any:
 
 
 def execute(path: Path, timeout: int) -> tuple[Any, float]:
-    """(the executed notebook or None where a cell failed, seconds). Runs in a process of its own."""
+    """(the executed notebook, or None where a cell failed; seconds), in a process of its own."""
     from jupyter_cache.executors.utils import single_nb_execution
 
     result = single_nb_execution(
