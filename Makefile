@@ -22,8 +22,7 @@ export QLAB_CACHE ?= $(CURDIR)/_build/.cache
 export GOMP_SPINCOUNT ?= 3000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test check test-library test-book test-llama case-study train-results \
-	tools bench notebooks lab lock format clean
+.PHONY: help setup book test check test-library test-book test-llama case-study train-results tools bench notebooks lab lock format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15

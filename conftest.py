@@ -17,8 +17,6 @@ import jupytext
 import pytest
 from nbval.plugin import IPyNbCell, IPyNbFile
 
-from tools.chapters import header
-
 ROOT = Path(__file__).resolve().parent
 
 
@@ -43,16 +41,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, IPyNbCell):
             item.add_marker(pytest.mark.chapter)
-            if header(item.path).get("alone"):
+            if "\nalone: true\n" in top(item.path):
                 item.add_marker(pytest.mark.alone)
         elif item.path.is_relative_to(ROOT / "tests" / "site"):
             item.add_marker(pytest.mark.site)
 
 
+def top(path: Path) -> str:
+    """The header of a Markdown file, between two ``---``; empty if it has none."""
+    header, *rest = path.read_text(encoding="utf-8").split("\n---", maxsplit=1)
+    return header + "\n" if rest and header.startswith("---\n") else ""
+
+
 def has_kernel(path: Path) -> bool:
-    """Whether a Markdown file is a notebook: its header, between two ``---``, names a kernel."""
-    top, *rest = path.read_text(encoding="utf-8").split("\n---", maxsplit=1)
-    return bool(rest) and top.startswith("---\n") and "\nkernelspec:" in top
+    """Whether a Markdown file is a notebook: its header names a kernel."""
+    return "\nkernelspec:" in top(path)
 
 
 class MystNotebook(IPyNbFile):
