@@ -14,7 +14,7 @@ from tools import record_who_loads as who
 from tools.toolbox import loaders
 
 RECORD = json.loads(who.RECORD.read_text("utf-8"))
-AGAIN = "run tools/record_who_loads.py (make who-loads)"
+AGAIN = "run tools/record_who_loads.py"
 
 
 def test_the_record_is_of_the_weights_that_are_shipped():
