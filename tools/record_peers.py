@@ -44,15 +44,12 @@ CONTEXT = 512
 # Bits and group size; 0 is a scale a row.
 GRIDS = {
     "storyteller": ((4, 128), (3, 128), (4, 0), (3, 0)),
-    "smollm2": ((4, 64), (3, 64), (4, 0), (3, 0)),
+    "smollm2": ((4, 64), (3, 64)),
 }
 # Texts that the methods see, and texts that judge them: 12 hold some 3,700 tokens, more than six
 # for each input feature of SmolLM2's layers.
 CALIBRATED = {"storyteller": 42, "smollm2": 12}
 JUDGED = {"storyteller": 42, "smollm2": 16}
-# SmolLM2 per row is compared with round to nearest alone: a tool takes minutes for each.
-PEER_GRIDS = {"storyteller": GRIDS["storyteller"], "smollm2": ((4, 64), (3, 64))}
-PER_ROW = ("qlab rtn", "qlab gptq", "qlab rtn, asym", "qlab awq")
 # Row of ours -> (method, its options, grid). "sym" and "asym" are the two grids of codes of these
 # tools: steps of 2·max|w| or of max - min, over the number of steps between the outermost codes.
 OURS: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -245,7 +242,7 @@ def quantize(tool: str, folder: Path, models: list[str]) -> None:
     (folder / "weights").mkdir(exist_ok=True)
     for model in models:
         ids = json.loads((folder / model / "calibration.json").read_text())
-        for bits, group in PEER_GRIDS[model]:
+        for bits, group in GRIDS[model]:
             out = folder / "weights" / f"{model}.{tool}.{bits}.{group}.safetensors"
             if out.exists():
                 continue
@@ -298,11 +295,10 @@ def measured(folder: Path, name: str) -> dict[str, Any]:
         rows.setdefault(grid_word(bits, group), {})[who] = json.loads(kept.read_text())
 
     for bits, group in GRIDS[name]:
-        compared = (bits, group) in PEER_GRIDS[name]
-        for who in OURS if compared else PER_ROW:
+        for who in OURS:
             one = functools.partial(ours, story.model, who, bits, group, calibration)
             row(who, bits, group, one)
-        for tool in PEERS if compared else ():
+        for tool in PEERS:
             file = folder / "weights" / f"{name}.{tool}.{bits}.{group}.safetensors"
             with safe_open(file, "pt") as opened:
                 versions[tool] = json.loads(opened.metadata()["versions"])

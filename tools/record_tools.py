@@ -228,6 +228,8 @@ def with_weights(file: Path) -> Any:
 
     model, weights = copy.deepcopy(story().model), load_file(file)
     layers = dict(linear_layers(model))
+    norms = {name: weights.pop(name) for name in list(weights) if name.endswith("norm.weight")}
+    model.load_state_dict(norms, strict=False)  # of tools that fold scales into them
     if set(layers) != set(weights):
         raise ValueError(f"other layers than ours: {sorted(set(layers) ^ set(weights))[:3]}")
     for name, layer in layers.items():

@@ -76,6 +76,8 @@ class Runner:
             path = whole if line.kind == "whole" else self._write(line, schemes)
         except QlabError as error:
             return {**result, "note": str(error)}
+        # A process that has to compile holds the compiler in memory: the second has nothing to.
+        _child("engine", path, whole)
         found = _child("engine", path, whole)
         notes = [found.pop("note", ""), found.pop("error", "")]
         result |= found

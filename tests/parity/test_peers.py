@@ -12,6 +12,7 @@ from tools import record_peers as peers
 
 RECORD = json.loads(peers.RECORD.read_text("utf-8"))
 STORY = RECORD["models"]["storyteller"]
+LARGER = RECORD["models"]["smollm2"]
 GRIDS = {peers.grid_word(*grid): grid for grid in peers.GRIDS["storyteller"]}
 FEW = 12  # texts that are judged again
 
@@ -74,6 +75,30 @@ def test_hqq_is_the_librarys_where_both_begin_alike(word):
 def test_what_looks_at_inputs_beats_round_to_nearest(word):
     assert ratio("qlab gptq", "qlab rtn", word).high < 1
     assert ratio("qlab awq", "qlab rtn, asym", word).value < 1
+
+
+def larger(one, other, word):
+    """Of two rows of SmolLM2."""
+    rows, tokens = LARGER["nll"][word], LARGER["tokens"]
+    return perplexity_ratio(
+        *([TextScore(*pair) for pair in zip(rows[who], tokens, strict=True)] for who in (one, other))
+    )
+
+
+def test_the_record_of_smollm2_is_whole():
+    assert set(LARGER["nll"]) == {peers.grid_word(*grid) for grid in peers.GRIDS["smollm2"]}
+    for rows in LARGER["nll"].values():
+        assert set(rows) == {*peers.OURS, *peers.PEERS}
+        assert all(len(nll) == peers.JUDGED["smollm2"] for nll in rows.values())
+
+
+@pytest.mark.parametrize("word", ["int4-g64", "int3-g64"])
+def test_on_smollm2_too_ours_is_no_worse_than_theirs(word):
+    assert larger("qlab gptq", "qlab rtn", word).high < 1
+    assert larger("qlab awq", "qlab rtn, asym", word).value < 1
+    for peer in ("gptqmodel", "llmcompressor"):
+        assert larger("qlab gptq, act_order, mse", peer, word).low <= 1
+    assert larger("qlab hqq", "hqq-real", word).value == pytest.approx(1, abs=0.01)
 
 
 def again(story, row, word):

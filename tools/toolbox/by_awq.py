@@ -40,7 +40,7 @@ def copied(state_dict):
 
 
 def layers(folder):
-    """(name, dequantized weight) of the folder that it wrote, by its own unpacking."""
+    """(name, dequantized weight) of the folder that it wrote, by its own unpacking; the norms."""
     from awq.utils.packing_utils import dequantize_gemm
     from safetensors.torch import load_file
 
@@ -52,6 +52,8 @@ def layers(folder):
         parts = (tensors[f"{name}.{part}"] for part in ("qweight", "qzeros", "scales"))
         qweight, qzeros, scales = parts
         yield name, dequantize_gemm(qweight, qzeros, scales.float(), 4, 128).T
+    for key in [k for k in tensors if k.endswith("norm.weight")]:
+        yield key, tensors[key]  # AWQ divides them by the scales that the layers behind them take
 
 
 def steps(run: Run) -> None:
