@@ -80,9 +80,10 @@ def test_what_looks_at_inputs_beats_round_to_nearest(word):
 def larger(one, other, word):
     """Of two rows of SmolLM2."""
     rows, tokens = LARGER["nll"][word], LARGER["tokens"]
-    return perplexity_ratio(
-        *([TextScore(*pair) for pair in zip(rows[who], tokens, strict=True)] for who in (one, other))
-    )
+    found = [
+        [TextScore(*pair) for pair in zip(rows[who], tokens, strict=True)] for who in (one, other)
+    ]
+    return perplexity_ratio(*found)
 
 
 def test_the_record_of_smollm2_is_whole():
