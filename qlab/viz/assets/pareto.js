@@ -100,7 +100,8 @@ qlab.define("pareto", (root, data) => {
       i => number(now.cost(now.front[i]), 3), i => { state.budget = i; tell(); }));
     about.textContent = `${now.rows.length} configurations, ${now.front.length} of them on the front. ` +
       `${now.up ? "Higher" : "Lower"} is better; ${now.costUp ? "right" : "left"} is cheaper.` +
-      (beyond ? ` At the upper edge: ${beyond} that are worse than fits here.` : "");
+      (beyond ? ` At the upper edge: ${beyond} that are worse than fits here.` : "") +
+      (state.family ? ` Marked: ${families[state.family - 1]}.` : "");
     tell();
   };
   const legend = el("p", { class: "qfig-read" });
