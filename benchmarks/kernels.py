@@ -164,35 +164,17 @@ def by_ggml(
 def by_onnxruntime(q: Any, x: np.ndarray, copies: int, threads: int) -> Contestant:
     """``q``: symmetric integers in groups of 32, all codes in use (``int4-full-g32``)."""
     import onnxruntime as ort
-    from onnx import TensorProto as T
-    from onnx import helper, numpy_helper
 
-    bits = q.scheme.format.bits
-    rows, columns = q.shape
-    stored = (q.codes.astype(np.int16) + (1 << bits - 1)).astype(np.uint8)
-    if bits == 4:
-        stored = stored[:, ::2] | stored[:, 1::2] << 4
-    blocks = stored.reshape(rows, columns // 32, -1)
-    node = helper.make_node(
-        "MatMulNBits", ["x", "w", "s"], ["y"], domain="com.microsoft",
-        K=columns, N=rows, bits=bits, block_size=32, accuracy_level=4,
-    )  # fmt: skip
-    graph = helper.make_graph(
-        [node], "g",
-        [helper.make_tensor_value_info("x", T.FLOAT, list(x.shape))],
-        [helper.make_tensor_value_info("y", T.FLOAT, [len(x), rows])],
-        [numpy_helper.from_array(blocks, "w"),
-         numpy_helper.from_array(q.scale.astype(np.float32).reshape(-1), "s")],
-    )  # fmt: skip
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+    from qlab.kernels.peers import matmul_nbits
+
+    model, nbytes = matmul_nbits(q, len(x))
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     runs = []
     for _ in range(copies):
         session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         runs.append(lambda s=session: s.run(None, {"x": x})[0])
-    return runs, blocks.nbytes + 4 * q.scale.size
+    return runs, nbytes
 
 
 def by_torch_int4(q: Any, x: np.ndarray, copies: int) -> Contestant:

@@ -351,7 +351,7 @@ def _report(args: argparse.Namespace) -> None:
     from qlab.sources import load
     from qlab.study import Settings, record_of, run
     from qlab.study.lines import lines_of_words
-    from qlab.study.page import write_page
+    from qlab.viz.study_page import write_page
 
     if args.context or args.stride:
         raise QlabError("--html measures windows of the model's context: leave out --context")

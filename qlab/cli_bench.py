@@ -164,7 +164,7 @@ def _contestants(
         bits = {"Q8_0": 8, "Q4_0": 4}.get(scheme)
         if bits and _has("onnxruntime") and _has("onnx"):
             q = qlab.quantize(w, f"int{bits}-full-g32")
-            found["onnxruntime"] = _by_onnxruntime(q, bits, x, threads)
+            found["onnxruntime"] = _by_onnxruntime(q, x, threads)
     ours = product_runs(packed, x, _copies(packed.nbytes))
     return {"qlab": (ours, packed.nbytes), **found}
 
@@ -173,34 +173,14 @@ def _copies(nbytes: int) -> int:
     return max(1, round(COLD / nbytes))
 
 
-def _by_onnxruntime(q: Any, bits: int, x: np.ndarray, threads: int) -> tuple[Runs, int]:
-    """``MatMulNBits`` with int8 inputs, blocks of 32."""
-    import numpy as np
+def _by_onnxruntime(q: Any, x: np.ndarray, threads: int) -> tuple[Runs, int]:
     import onnxruntime as ort
-    from onnx import TensorProto as T
-    from onnx import helper, numpy_helper
 
-    rows, columns = q.shape
-    stored = (q.codes.astype(np.int16) + (1 << bits - 1)).astype(np.uint8)
-    if bits == 4:
-        stored = stored[:, ::2] | stored[:, 1::2] << 4
-    blocks = stored.reshape(rows, columns // 32, -1)
-    node = helper.make_node(
-        "MatMulNBits", ["x", "w", "s"], ["y"], domain="com.microsoft",
-        K=columns, N=rows, bits=bits, block_size=32, accuracy_level=4,
-    )  # fmt: skip
-    graph = helper.make_graph(
-        [node], "g",
-        [helper.make_tensor_value_info("x", T.FLOAT, list(x.shape))],
-        [helper.make_tensor_value_info("y", T.FLOAT, [len(x), rows])],
-        [numpy_helper.from_array(blocks, "w"),
-         numpy_helper.from_array(q.scale.astype(np.float32).reshape(-1), "s")],
-    )  # fmt: skip
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+    from qlab.kernels.peers import matmul_nbits
+
+    model, nbytes = matmul_nbits(q, len(x))
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    nbytes = blocks.nbytes + 4 * q.scale.size
     runs: Runs = []
     for _ in range(_copies(nbytes)):
         session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])

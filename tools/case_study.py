@@ -43,7 +43,7 @@ def main() -> int:
     import qlab
     from qlab.files import new_file
     from qlab.study import read_lines, read_settings, record_of, run
-    from qlab.study.page import write_page
+    from qlab.viz.study_page import write_page
 
     torch.set_num_threads(1)
     source = qlab.story.load()

@@ -1,6 +1,6 @@
 """Figure: the decision aid. Five answers in; what fits, computed from what was measured.
 
-The rules are ``qlab.evaluate.choosing``. The figure embeds their answer to every combination.
+The rules are ``qlab.study.choosing``. The figure embeds their answer to every combination.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from qlab.evaluate.choosing import (
+from qlab.study.choosing import (
     Choice,
     Device,
     Needs,
@@ -82,7 +82,7 @@ def decision_aid(options: Sequence[Option]) -> Picture:
     """Model, device, task, speed and loss to choose; the configurations that fit.
 
     Args:
-        options: of ``qlab.evaluate.choosing.read_options``.
+        options: of ``qlab.study.choosing.read_options``.
 
     Raises: QlabError without options.
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qlab.evaluate.choosing import Needs, Option, obstacles, speed_ceiling, weight_bytes
+from qlab.study.choosing import Needs, Option, obstacles, speed_ceiling, weight_bytes
 from qlab.viz.choosing import DEVICES, SIZES, TASKS
 
 losses = st.lists(st.tuples(st.floats(1.5, 16), st.floats(0, 1)), min_size=1, max_size=20)

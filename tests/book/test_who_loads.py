@@ -43,7 +43,6 @@ def agreeing(engine):
     return {n for n in RECORD["ours"] if status_of(RECORD, engine, n) == "agrees"}
 
 
-@pytest.mark.skipif("qlab engine" not in RECORD["engines"], reason="not recorded")
 @pytest.mark.engine("export gguf", "qlab engine (recorded)")
 def test_qlabs_engine_reads_all_that_qlab_writes_but_onnx():
     """And but inputs of other kinds than its integer products have: a static range, and fp8."""
@@ -52,19 +51,16 @@ def test_qlabs_engine_reads_all_that_qlab_writes_but_onnx():
     assert own == agreeing("qlab engine")
 
 
-@pytest.mark.skipif("llama.cpp" not in RECORD["engines"], reason="not recorded")
 @pytest.mark.engine("export gguf", "llama.cpp (recorded)")
 def test_llama_cpp_reads_every_gguf_file_and_nothing_else():
     assert agreeing("llama.cpp") == {n for n, f in who.FILES.items() if f.kind == "gguf"}
 
 
-@pytest.mark.skipif("ONNX Runtime" not in RECORD["engines"], reason="not recorded")
 @pytest.mark.engine("export onnx", "ONNX Runtime (recorded)")
 def test_onnx_runtime_reads_every_onnx_file_and_nothing_else():
     assert agreeing("ONNX Runtime") == {n for n, f in who.FILES.items() if f.kind == "onnx"}
 
 
-@pytest.mark.skipif("gptqmodel" not in RECORD["engines"], reason="not recorded")
 @pytest.mark.engine("export gptq", "GPTQModel (recorded)")
 def test_gptqmodel_reads_the_folders_in_its_layout():
     assert {"GPTQ 4 bits", "GPTQ v2 4 bits"} <= agreeing("gptqmodel")

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import qlab.engine
 from qlab.errors import QlabError
 from qlab.serve import health
 from tests.engine.conftest import make
@@ -106,9 +107,8 @@ def test_an_answer_in_circles_fails():
 
 
 def test_a_flipped_bit_changes_the_fingerprint_and_the_probes():
-    engine_module = pytest.importorskip("qlab.engine")
     model = make("llama")
-    engine, twin = engine_module.load(model), engine_module.load(model)
+    engine, twin = qlab.engine.load(model), qlab.engine.load(model)
     before = health.fingerprint(engine)
     assert before == health.fingerprint(twin)  # addresses differ, weights do not
     probes = health.make_probes(engine, [[1, 2, 3], [5, 4]], tokens=4)

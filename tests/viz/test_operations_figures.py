@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from qlab.evaluate.choosing import Option, choose
 from qlab.serve.monitor import rank_limit
+from qlab.study.choosing import Option, choose
 from qlab.viz import choosing, drift
 from tests.browser import chromium
 

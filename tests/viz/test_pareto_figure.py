@@ -106,6 +106,7 @@ def test_a_reader_chooses_quality_cost_and_budget(tmp_path):
         assert "the best is eight" in read.text_content()
         page.locator('select[aria-label="Family"]').select_option(label="RTN")
         text = page.locator(".qfig-body").inner_html()
+        assert "Marked: RTN." in text  # though all rows shown are of that family
         assert "NaN" not in text and "undefined" not in text and "Infinity" not in text
         wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
         assert page.evaluate(wide) <= 1

@@ -60,7 +60,7 @@ def steps(run: Run) -> None:
     folder = run.out / "int4-asym-g128"
     quantize(run.model, folder, run.calibration)
     weights = run.weights("int4-asym-g128", layers(folder))
-    run.row("autoawq int4-asym-g128", "autoawq", tensors_in(folder), weights=weights, folder=folder)
+    run.row("autoawq int4-asym-g128", "autoawq", tensors_in(folder), weights=weights)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 import qlab
 from qlab.core import Scheme
 from qlab.errors import QlabError
-from qlab.evaluate import choosing
-from qlab.evaluate.choosing import Choice, Device, Needs, Option, Size, Task, choose, obstacles
+from qlab.study import choosing
+from qlab.study.choosing import Choice, Device, Needs, Option, Size, Task, choose, obstacles
 
 ENGINES = ("qlab", "llama.cpp", "vLLM")
 names = st.sets(st.sampled_from(ENGINES), min_size=1).map(lambda s: tuple(sorted(s)))
@@ -164,7 +164,7 @@ def test_who_loads_what_is_what_the_coverage_record_shows():
     record = {one.subject.removeprefix("export "): one.engines for one in coverage("export")}
     for layout, loaders in choosing.LOADERS.items():
         shown = {engine.removesuffix(" (recorded)") for engine in record[layout]}
-        left_out = {"qlab"} | ({"transformers"} if layout == "gguf" else set())
+        left_out = {"qlab", "qlab engine"} | ({"transformers"} if layout == "gguf" else set())
         assert set(loaders) == shown - left_out, layout
 
 

@@ -8,7 +8,7 @@ import pytest
 import qlab
 from qlab import cli
 from qlab.study import Row
-from qlab.study.page import page_of, write_page
+from qlab.viz.study_page import page_of, write_page
 
 ABOUT = {
     "model": "folder/<model>",

@@ -29,7 +29,7 @@ CACHE_BYTES = 2  # of a number in the KV cache: 16 bits
 LOADERS = {
     "gguf": ("llama.cpp",),
     "compressed-tensors": ("transformers", "vLLM"),
-    "gptq": ("vLLM",),
+    "gptq": ("GPTQModel", "vLLM"),
     "awq": ("vLLM",),
     "bitsandbytes": ("bitsandbytes",),
 }
