@@ -97,7 +97,8 @@ def test_memory_does_not_grow_with_the_number_of_batches(tiny):
     small = capture(model, stream(16, []), {"mse": lambda: qlab.calibrate.MseOptimal(keep=1000)})
     (tensors_early, arrays_early), (tensors_late, arrays_late) = sizes
     assert stats.batches == 16
-    assert tensors_late == tensors_early
+    # Fewer only where the collector frees what another test has left behind.
+    assert tensors_late <= tensors_early
     # Python's own small objects come and go: 13 batches of one layer with 96
     # inputs would be 80 KB, of all layers 800 KB.
     assert arrays_late - arrays_early < 60_000

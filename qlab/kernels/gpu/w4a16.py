@@ -59,12 +59,14 @@ def gemv_kernel(
         word = tl.load(words + place[:, :, None] + lane, mask=ok[:, :, None], other=0)
         part = tl.zeros((BLOCK_N, BLOCK_C, 16), dtype=tl.float32)
         for plane in tl.static_range(8):
-            group = rows[:, None] * GROUPS + (chunk[None, :] * 128 + plane * 16) // GROUP
             if (plane * 16) % GROUP == 0:  # a group begins
+                group = rows[:, None] * GROUPS + (chunk[None, :] * 128 + plane * 16) // GROUP
+                # The last chunk can be longer than the row, and then its groups are not there.
+                has = ok & (group < (rows[:, None] + 1) * GROUPS)
                 zero = tl.full((1, 1, 1), OFFSET, dtype=tl.float32)
                 if ZEROS:
-                    zero = tl.load(zeros + group, mask=ok, other=0).to(tl.float32)[:, :, None]
-                scale = tl.load(scales + group, mask=ok, other=0).to(tl.float32)[:, :, None]
+                    zero = tl.load(zeros + group, mask=has, other=0).to(tl.float32)[:, :, None]
+                scale = tl.load(scales + group, mask=has, other=0).to(tl.float32)[:, :, None]
             k = chunk[:, None] * 128 + plane * 16 + lane[None, :]
             xs = tl.load(x + k, mask=k < K, other=0).to(tl.float32)
             part += decode(word, zero, table, plane, TABLE) * xs[None, :, :]
@@ -103,12 +105,13 @@ def gemm_kernel(
         word = tl.load(words + place[:, None] + lane[None, :], mask=ok[:, None], other=0)
         part = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
         for plane in tl.static_range(8):
-            group = rows * GROUPS + (chunk * 128 + plane * 16) // GROUP
             if (plane * 16) % GROUP == 0:
+                group = rows * GROUPS + (chunk * 128 + plane * 16) // GROUP
+                has = ok & (group < (rows + 1) * GROUPS)
                 zero = tl.full((1, 1), OFFSET, dtype=tl.float32)
                 if ZEROS:
-                    zero = tl.load(zeros + group, mask=ok, other=0).to(tl.float32)[:, None]
-                scale = tl.load(scales + group, mask=ok, other=0).to(tl.float32)
+                    zero = tl.load(zeros + group, mask=has, other=0).to(tl.float32)[:, None]
+                scale = tl.load(scales + group, mask=has, other=0).to(tl.float32)
             k = chunk * 128 + plane * 16 + lane
             inside = ((k[:, None] < K) | EVEN) & (m[None, :] < M)
             xs = tl.load(x + m[None, :] * K + k[:, None], mask=inside, other=0)
