@@ -25,9 +25,10 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 import numba
 import torch
-from quantize import cpu, fastest
+from quantize import fastest
 
 from qlab.calibrate import search_clip
+from qlab.cli_bench import cpu
 from qlab.core import IntFormat, get_format
 
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -14,7 +14,7 @@ Python that has llama-cpp-python: its native build takes part, too, in a process
 
 With one thread both compute in the thread that calls them, and its processor time is measured:
 waiting for other programs does not count. With more threads it is the time on the wall. Before and
-after, the load of the machine is noted: on a busy one only the fastest runs mean anything.
+after, the share of the processors that others take is noted: on a busy one only the fastest runs mean anything.
 """
 
 from __future__ import annotations
@@ -43,13 +43,12 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.gguf import cpu  # noqa: E402
+from qlab.cli_bench import SHARE, busy_share, cpu  # noqa: E402
 from tests.gguf.llama_model import LlamaModel, functions  # noqa: E402
 
 MIXES = ("q4_0", "q8_0", "q4_k_m", "f16")
 SMOLLM2 = ("q4_0", "q8_0", "q4_k_m")  # besides the file itself
 PROMPT, READ, WRITE = 16, 256, 64
-QUIET = 0.5  # processes that may run beside, at most
 
 
 def clock(threads: int) -> Callable[[], float]:
@@ -208,7 +207,7 @@ def measure(
     python: str | None = None,
 ) -> dict[str, Any]:
     """All rows, with what they were measured on."""
-    load, rows = os.getloadavg()[0], []
+    before, rows = busy_share(), []
     with tempfile.TemporaryDirectory() as folder:
         paths = [(f"storyteller, {mix}", _story(Path(folder), mix)) for mix in mixes]
         paths += [(file.name, file) for file in files]
@@ -229,8 +228,8 @@ def measure(
             "cores": os.cpu_count(),
             "threads": threads,
             "system": f"{platform.system()} {platform.machine()}",
-            "load": {"before": load, "after": os.getloadavg()[0]},
-            "quiet": load <= QUIET,
+            "busy_share": {"before": before, "after": busy_share()},
+            "quiet": before is not None and before <= SHARE,
             "clock": "processor time" if threads == 1 else "wall time",
         },
         "versions": {
@@ -288,15 +287,18 @@ def table(result: dict[str, Any]) -> str:
     """The result in Markdown."""
     device, rows = result["device"], result["rows"]
     peers = list(rows[0]["ratio"])
-    load = device["load"]
+    share = {
+        when: "unknown" if part is None else f"{part:.0%}"
+        for when, part in device["busy_share"].items()
+    }
     state = "quiet" if device["quiet"] else "BUSY: only the fastest runs mean anything"
     lines = [
         f"# The engine on {device['cpu']}, threads: {device['threads']}",
         "",
         f"{result['date']}. Tokens a second of {device['clock']}, fastest run (median) of several "
         "in turn; a ratio is "
-        f"qlab's over llama.cpp's. The machine was {state} (load {load['before']:.1f} before, "
-        f"{load['after']:.1f} after). Made by `benchmarks/engine.py`.",
+        f"qlab's over llama.cpp's. The machine was {state} (others took {share['before']} of "
+        f"the processors before, {share['after']} after). Made by `benchmarks/engine.py`.",
         "",
         "| model | what | qlab | " + " | ".join(f"{p} | ratio" for p in peers) + " |",
         "|---|---|--:|" + "--:|--:|" * len(peers),
@@ -338,8 +340,9 @@ def main(argv: list[str] | None = None) -> int:
     for file in args.file:
         if not file.is_file():
             parser.error(f"no file at {file}")
-    if os.getloadavg()[0] > QUIET:
-        print(f"the machine is busy (load {os.getloadavg()[0]:.1f}): results will say so")
+    share = busy_share()
+    if share is None or share > SHARE:
+        print("others use the processors, or it cannot be told: results will say so")
     result = measure(mixes, args.file, args.threads, args.seconds, smollm2, args.llama)
     slug = re.sub(r"[^a-z0-9]+", "-", result["device"]["cpu"].lower()).strip("-")
     out = args.out or RESULTS / f"engine-{slug}-{args.threads}-threads.json"

@@ -42,6 +42,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 sys.path.insert(0, str(ROOT))
 
 from qlab import gguf  # noqa: E402
+from qlab.cli_bench import cpu  # noqa: E402
 from tests.gguf import llamacpp  # noqa: E402
 
 GOALS = ("Q4_0", "Q8_0", "Q4_K", "Q6_K", "IQ4_NL")  # at least as fast as the C
@@ -299,15 +300,6 @@ def table(result: dict[str, Any]) -> str:
         f"metadata read {found['open_and_read_all_metadata_ms']:.1f} ms.",
     ]
     return "\n".join(lines) + "\n"
-
-
-def cpu() -> str:
-    """Name of the processor."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        return re.search(r"model name\s*:\s*(.+)", text)[1].strip()
-    except (OSError, TypeError):
-        return platform.processor() or platform.machine()
 
 
 def main(argv: list[str] | None = None) -> int:

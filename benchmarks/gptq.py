@@ -30,6 +30,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from qlab.cli_bench import cpu
+
 RESULTS = Path(__file__).resolve().parent / "results"
 GOAL = 2.0  # times as fast as either
 PARTS = ("seconds", "processor_seconds")
@@ -198,8 +200,6 @@ def main(argv: list[str] | None = None) -> int:
     python = {"qlab": sys.executable, "qlab, static": sys.executable}
     python |= {t: p for t in ("gptqmodel", "llmcompressor") if (p := getattr(args, t))}
     found = measure(python, args.size, args.group, args.rounds, args.threads)
-    from quantize import cpu
-
     result = {
         "benchmark": "gptq",
         "date": datetime.date.today().isoformat(),

@@ -46,10 +46,11 @@ RESULTS = ROOT / "benchmarks" / "results"
 # Instead of this folder, where this file would stand for the package ``kernels``.
 sys.path[0] = str(ROOT)
 
+from qlab.cli_bench import SHARE, busy_share, cpu  # noqa: E402
+
 GOALS = ("Q4_0", "Q8_0", "Q4_K")  # faster than the fastest peer, hot and cold
 GOAL_SHARE = 0.85  # of the read bandwidth, cold
 SCHEMES = (*GOALS, "Q6_K", "NF4", "INT8", "BF16", "F32")
-BUSY = 0.1  # of the processors' time, by others
 RUNS = 5  # in a turn
 PACKAGES = ("numpy", "numba", "llvmlite", "torch", "onnxruntime", "bitsandbytes", "xllamacpp")
 
@@ -363,30 +364,6 @@ def compare(
 # --- the machine --------------------------------------------------------------------------------
 
 
-def busy_share(seconds: float = 1.0) -> float | None:
-    """The part of the processors' time that others take; None where /proc does not say."""
-
-    def ticks() -> tuple[int, int]:
-        numbers = [int(n) for n in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
-        return sum(numbers), numbers[3] + numbers[4]  # idle, and waiting for a disk
-
-    try:
-        (all0, idle0), _ = ticks(), time.sleep(seconds)
-        all1, idle1 = ticks()
-    except (OSError, ValueError, IndexError):
-        return None
-    return 1 - (idle1 - idle0) / max(1, all1 - all0)
-
-
-def cpu() -> str:
-    """Name of the processor."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        return re.search(r"model name\s*:\s*(.+)", text)[1].strip()
-    except (OSError, TypeError):
-        return platform.processor() or platform.machine()
-
-
 def table(result: dict[str, Any]) -> str:
     """The result in Markdown."""
     device = result["device"]
@@ -400,7 +377,7 @@ def table(result: dict[str, Any]) -> str:
         "processors when the run began"
         + (
             ": **the machine was not quiet, so these are no results**."
-            if share is None or share > BUSY
+            if share is None or share > SHARE
             else "."
         ),
         "",
@@ -443,7 +420,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.threads < 1 or args.tokens < 1 or args.seconds < 0:
         parser.error("--threads and --tokens are at least 1, --seconds is not negative")
     share = busy_share()
-    if (share is None or share > BUSY) and not args.anyway:
+    if (share is None or share > SHARE) and not args.anyway:
         state = "cannot be told" if share is None else f"is {share:.0%}"
         parser.error(f"the share of the processors that others use {state}: wait, or add --anyway")
 

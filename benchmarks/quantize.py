@@ -27,6 +27,7 @@ from typing import Any
 import torch
 
 import qlab
+from qlab.cli_bench import cpu
 
 GROUP = 128
 GOAL_CLIP = 2.0  # seconds, for all rows of 4096 x 4096
@@ -98,15 +99,6 @@ def clip_search(w: torch.Tensor, rounds: int) -> dict[str, Any]:
         "sqnr_minmax": qlab.sqnr(w, before),
         "sqnr_searched": qlab.sqnr(w, after),
     }
-
-
-def cpu() -> str:
-    """Name of the processor."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        return re.search(r"model name\s*:\s*(.+)", text)[1].strip()
-    except (OSError, TypeError):
-        return platform.processor() or platform.machine()
 
 
 def measure(size: int, rounds: int) -> dict[str, Any]:

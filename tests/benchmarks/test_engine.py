@@ -18,7 +18,7 @@ def run(*args):
 
 
 def check(result):
-    assert result["device"]["cpu"] and set(result["device"]["load"]) == {"before", "after"}
+    assert result["device"]["cpu"] and set(result["device"]["busy_share"]) == {"before", "after"}
     native = {"llama-cpp-python"} & set(result["versions"])  # only where --llama was given
     assert set(result["versions"]) == {"python", "qlab", "numpy", "numba", "xllamacpp"} | native
     peers = PEERS | native
