@@ -130,6 +130,12 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--max-tokens", type=int, default=200, help="at most this many (default: 200)")
     c.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     c.add_argument("--top-k", type=int, default=0, help="sample among the k likeliest (0: all)")
+    c.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        help="above 1, such as 1.15, pieces that the story has already become less likely",
+    )
     c.add_argument("--seed", type=int, default=0, help="of the sampling")
 
     c = add("doctor", _doctor, "Show versions, CPU features, GPU and engines.", "qlab doctor")
@@ -409,6 +415,7 @@ def _tell(args: argparse.Namespace) -> None:
         max_tokens=args.max_tokens,
         temperature=args.temperature,
         top_k=args.top_k,
+        repetition_penalty=args.repetition_penalty,
         seed=args.seed,
     )
     for part in told:

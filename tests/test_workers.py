@@ -1,5 +1,7 @@
 """Layers quantized on workers: the result of one, whatever jobs and backend are."""
 
+import json
+
 import pytest
 import torch
 
@@ -76,3 +78,16 @@ def test_bad_input():
     ):
         with pytest.raises(QlabError, match=says):
             quantize_on_workers(model, **arguments)
+
+
+def test_the_recorded_clusters_gave_the_codes_of_the_serial_run():
+    """Ray and Dask are no part of the environment: ``tools/record_workers.py`` ran them."""
+    from tools.record_workers import JOBS, METHOD, PACKAGES, RECORD, SCHEME, TEXTS
+
+    record = json.loads(RECORD.read_text(encoding="utf-8"))
+    assert record["what"] == {"method": METHOD, "scheme": SCHEME, "texts": TEXTS, "jobs": JOBS}
+    assert list(record["backends"]) == list(PACKAGES)
+    for backend, found in record["backends"].items():
+        assert any(package.endswith(f"=={found['version']}") for package in PACKAGES[backend])
+        assert found["equal"] == found["tensors"] > 0
+        assert found["processes"] == JOBS

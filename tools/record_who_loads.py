@@ -7,8 +7,7 @@
 Each engine runs in its environment (tools/toolbox/environments.py, ``--envs FOLDER``); those of
 transformers, ONNX Runtime and qlab's engine are the book's own. A cell of the record,
 qlab/records/who_loads.json, is the perplexity that the engine found, beside qlab's, or the first
-line of its refusal. vLLM takes a minute a file, so it is tried when it is named; what
-tools/record_vllm.py found stands in for it.
+line of its refusal.
 """
 
 from __future__ import annotations
@@ -55,7 +54,6 @@ class File:
         kind: ``folder``, ``gguf`` or ``onnx``.
         layout: of ``save_foreign``, or the mix of a GGUF file, or "" for the model itself.
         method: and scheme, activations, options: of ``qlab.quantize_model``.
-        vllm: the folder of tools/record_vllm.py that is the same.
     """
 
     kind: str
@@ -64,27 +62,24 @@ class File:
     scheme: str = ""
     activations: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
-    vllm: str | None = None
 
 
 FILES = {
-    "full precision, a folder": File("folder", vllm="full"),
-    "GPTQ 4 bits": File("folder", "gptq", "gptq", "int4-g128-sfp16", vllm="gptq-int4"),
-    "GPTQ v2 4 bits": File("folder", "gptq_v2", "gptq", "int4-g128-sfp16", vllm="gptq-int4-v2"),
+    "full precision, a folder": File("folder"),
+    "GPTQ 4 bits": File("folder", "gptq", "gptq", "int4-g128-sfp16"),
+    "GPTQ v2 4 bits": File("folder", "gptq_v2", "gptq", "int4-g128-sfp16"),
     "GPTQ 8 bits": File("folder", "gptq", "rtn", "int8-g128-sfp16"),
     "GPTQ 3 bits": File("folder", "gptq", "rtn", "int3-g128-sfp16"),
     "HQQ as GPTQ v2": File(
         "folder", "gptq_v2", "hqq", "int4-asym-g64-sfp16", options={"zero": "integer"}
     ),
-    "AWQ 4 bits": File("folder", "awq", "awq", "int4-asym-g128-sfp16", vllm="awq-int4"),
-    "compressed-tensors W4A16": File(
-        "folder", "compressed-tensors", "gptq", "int4-g128-sfp16", vllm="packed-int4"
-    ),
+    "AWQ 4 bits": File("folder", "awq", "awq", "int4-asym-g128-sfp16"),
+    "compressed-tensors W4A16": File("folder", "compressed-tensors", "gptq", "int4-g128-sfp16"),
     "compressed-tensors W4A16 per row": File(
-        "folder", "compressed-tensors", "rtn", "int4-channel-sfp16", vllm="packed-int4-channel"
+        "folder", "compressed-tensors", "rtn", "int4-channel-sfp16"
     ),
     "compressed-tensors W8A8 dynamic": File(
-        "folder", "compressed-tensors", "rtn", "int8-channel", "int8-token", vllm="w8a8-dynamic"
+        "folder", "compressed-tensors", "rtn", "int8-channel", "int8-token"
     ),
     "compressed-tensors W8A8 static": File(
         "folder",
@@ -92,7 +87,6 @@ FILES = {
         "smoothquant",
         "int8-channel",
         "int8-tensor",
-        vllm="w8a8-static",
     ),
     "compressed-tensors FP8": File(
         "folder", "compressed-tensors", "rtn", "fp8_e4m3-channel", "fp8_e4m3-token"
@@ -281,21 +275,6 @@ def cell(found: dict[str, Any], ours: float) -> dict[str, Any]:
     return {"status": "agrees" if near else "differs", "perplexity": found["perplexity"]}
 
 
-def from_record_vllm() -> tuple[str, dict[str, Any]]:
-    """vLLM's cells as tools/record_vllm.py found them, over texts of its own; "" if too old."""
-    known = json.loads((ROOT / "qlab" / "records" / "vllm.json").read_text(encoding="utf-8"))
-    if known["weights"] != weights_hash():
-        return "", {}
-    cells, version = {}, ""
-    for name, file in FILES.items():
-        row = known["folders"].get(file.vllm)
-        if row:
-            seen = {"perplexity": row["vllm"]} if row["vllm"] else {"refused": row["refused"]}
-            cells[name] = {**cell(seen, row["qlab"]), "ours": row["qlab"]}
-            version = row.get("version", version)
-    return version, cells
-
-
 def read() -> dict[str, Any]:
     """The record; empty if there is none, or it is of other weights or files."""
     if RECORD.exists():
@@ -325,14 +304,11 @@ def main(progress: Callable[[str], None] = print) -> None:
     for engine in args.engines or ENGINES:
         if engine in read()["engines"] and not (args.again or args.engines):
             continue
-        if engine == "vLLM" and not args.engines:
-            version, cells = from_record_vllm()
-        else:
-            if args.again:
-                (folder / f"{engine.replace(' ', '-')}.json").unlink(missing_ok=True)
-            found = try_all(engine, folder, envs)
-            version = version_of(engine, envs)
-            cells = {name: cell(found[name], ours[name]) for name in FILES}
+        if args.again:
+            (folder / f"{engine.replace(' ', '-')}.json").unlink(missing_ok=True)
+        found = try_all(engine, folder, envs)
+        version = version_of(engine, envs)
+        cells = {name: cell(found[name], ours[name]) for name in FILES}
         record = read()  # as it is now: two processes may fill it together
         record["ours"] = ours
         record["engines"][engine] = {"version": version, "cells": cells}

@@ -19,14 +19,14 @@ import numpy as np
 
 from qlab.engine.forward import POSITION, TOKEN
 from qlab.engine.forward import forward as forward
-from qlab.engine.sample import choose
+from qlab.engine.sample import choose, penalize
 from qlab.kernels.cpu.jit import jit
 
 PATIENCE = 2.0  # seconds before a line is shown
 
 
 @jit()
-def write(rows, logits, over, last, s, eps, w, store, how, state, ends, out):
+def write(rows, logits, over, last, s, eps, w, store, how, state, seen, ends, out):
     """Choose a token for each sequence and read it, ``len(out)`` times.
 
     Args:
@@ -35,6 +35,8 @@ def write(rows, logits, over, last, s, eps, w, store, how, state, ends, out):
         over: bool (sequences,), which sequences have ended; written.
         last: whether nothing comes after these, so that the last tokens need not be read.
         how, state: the ``Choice``, and uint64 (sequences,), the states of the generators.
+        seen: bool (sequences, vocabulary), which tokens a text has; written. It is looked at where
+            there is a penalty for them.
         ends: int64, tokens that end a text.
         out: int64 (steps, sequences), -1 at first: the tokens, where there are any.
     """
@@ -46,7 +48,10 @@ def write(rows, logits, over, last, s, eps, w, store, how, state, ends, out):
         for i in range(n):
             if over[i]:
                 continue
+            if how.repetition_penalty != 1.0:
+                penalize(logits[i], seen[i], how.repetition_penalty)
             token = choose(logits[i], how, state[i : i + 1], kept, weights)
+            seen[i, token] = True
             for end in ends:
                 if token == end:
                     over[i] = True

@@ -182,6 +182,7 @@ class Engine:
         top_k: int = 0,
         top_p: float = 1.0,
         min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
         seed: int = 0,
         cache: str = "fp32",
         stop: Sequence[int] | None = None,
@@ -191,7 +192,8 @@ class Engine:
         Args:
             ids: as for ``prefill``.
             max_new_tokens: at most this many.
-            temperature, top_k, top_p, min_p: see ``qlab.engine.sample``; 0 is greedy.
+            temperature, top_k, top_p, min_p, repetition_penalty: see ``qlab.engine.sample``;
+                temperature 0 is greedy.
             seed: of the draws. The same seed gives the same tokens.
             cache: how keys and values are kept, ``fp32`` or ``int8``.
             stop: ids that end the text, and are not given (default: the model's).
@@ -205,6 +207,7 @@ class Engine:
             top_k=top_k,
             top_p=top_p,
             min_p=min_p,
+            repetition_penalty=repetition_penalty,
             seed=seed,
             cache=cache,
             stop=stop,
@@ -220,6 +223,7 @@ class Engine:
         top_k: int = 0,
         top_p: float = 1.0,
         min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
         seed: int = 0,
         cache: str = "fp32",
         stop: Sequence[int] | None = None,
@@ -229,7 +233,7 @@ class Engine:
         A weight that was read serves all sequences. Sequence i draws with the seed ``seed + i``, so
         a text does not depend on the others.
         """
-        how = choice(temperature, top_k, top_p, min_p)
+        how = choice(temperature, top_k, top_p, min_p, repetition_penalty)
         texts = [self._checked(ids) for ids in prompts]
         if not texts:
             raise QlabError("no prompts: give at least one")
@@ -347,6 +351,9 @@ class Engine:
         logits = np.stack([self.prefill(t, cache, i) for i, t in enumerate(texts)])
         rows = np.array([[0, i, len(t)] for i, t in enumerate(texts)], np.int64)
         over = np.zeros(len(texts), np.bool_)
+        seen = np.zeros((len(texts), self.sizes.vocabulary), np.bool_)
+        for i, text in enumerate(texts):
+            seen[i, text] = True
         # Small models write some tokens before Python looks: it takes longer than a layer of them.
         burst = max(1, min(16, BURST_BYTES // max(self._loaded.weights.arena.nbytes, 1)))
         done = 0
@@ -365,6 +372,7 @@ class Engine:
                 cache.store,
                 how,
                 state,
+                seen,
                 ends,
                 out,
             )

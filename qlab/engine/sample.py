@@ -9,8 +9,14 @@ until a limit says stop, and one of them is drawn in proportion to its probabili
 - ``top_p``: just so many that the limit p of their probability is reached, counted among the k;
 - ``min_p``: none whose probability is below this share of the likeliest one's.
 
-Sources: Fan et al. 2018, arXiv 1805.04833, section 5 (top-k); Holtzman et al. 2020,
-arXiv 1904.09751, section 3.1 (top-p); Nguyen et al. 2024, arXiv 2407.01082, section 3 (min-p).
+Before all that, ``repetition_penalty`` θ makes what the text has already, prompt included, less
+likely: z / θ where z is positive, and z θ where it is not, so that θ > 1 always takes away. Small
+models need it, since the likeliest text of theirs soon goes in circles.
+
+Sources: Keskar et al. 2019, arXiv 1909.05858, section 4.1 (the penalty; the case of negative z is
+that of transformers and vLLM); Fan et al. 2018, arXiv 1805.04833, section 5 (top-k); Holtzman et
+al. 2020, arXiv 1904.09751, section 3.1 (top-p); Nguyen et al. 2024, arXiv 2407.01082, section 3
+(min-p).
 
 Chapter: An engine in one file's worth of Python.
 """
@@ -30,15 +36,22 @@ u64 = np.uint64
 
 
 class Choice(NamedTuple):
-    """How the next token is chosen: 0, 0, 1 and 0 is greedy, and 1, 0, 1 and 0 draws from all."""
+    """How the next token is chosen: 0, 0, 1, 0, 1 is greedy, and 1, 0, 1, 0, 1 draws from all."""
 
     temperature: float
     top_k: int
     top_p: float
     min_p: float
+    repetition_penalty: float
 
 
-def choice(temperature: float, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Choice:
+def choice(
+    temperature: float,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+) -> Choice:
     """The settings, checked.
 
     Raises: QlabError for one that is NaN or out of its range.
@@ -53,7 +66,27 @@ def choice(temperature: float, top_k: int = 0, top_p: float = 1.0, min_p: float 
         raise QlabError(f"top_p {top_p}: above 0, up to 1")
     if not 0 <= min_p <= 1:
         raise QlabError(f"min_p {min_p}: from 0 to 1")
-    return Choice(float(temperature), int(top_k), float(top_p), float(min_p))
+    if not (math.isfinite(repetition_penalty) and repetition_penalty > 0):
+        raise QlabError(f"repetition_penalty {repetition_penalty}: 1 (none) or more, up to about 2")
+    return Choice(
+        float(temperature), int(top_k), float(top_p), float(min_p), float(repetition_penalty)
+    )
+
+
+@jit()
+def penalize(logits, seen, penalty):
+    """Make tokens that the text has less likely, in place.
+
+    Args:
+        logits: float32 (vocabulary,), changed.
+        seen: bool (vocabulary,), which tokens the text has.
+        penalty: θ.
+    """
+    theta = f32(penalty)
+    for i in range(len(logits)):
+        if seen[i]:
+            z = logits[i]
+            logits[i] = f32(z * theta) if z < 0 else f32(z / theta)
 
 
 @jit()

@@ -325,6 +325,7 @@ class _Answer:
                         seed,
                         () if ask.ignore_eos else None,
                         ask.logprobs,
+                        ask.repetition_penalty,
                     )
                 )
                 self.texts.append(TextStream(service.tokenizer, ids, ask.stop))

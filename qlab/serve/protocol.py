@@ -1,8 +1,8 @@
 """What a request in OpenAI's form asks for, checked field by field, and errors in that form.
 
 Fields that this server does not know are refused by name: a client that asks for something must not
-believe that it got it. ``top_k``, ``min_p`` and ``ignore_eos`` are beyond OpenAI's; vLLM has them
-under the same names.
+believe that it got it. ``top_k``, ``min_p``, ``repetition_penalty`` and ``ignore_eos`` are beyond
+OpenAI's; vLLM has them under the same names.
 
 Source: OpenAI's API reference, "Create completion", "Create chat completion" and "Error codes".
 
@@ -36,7 +36,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 BOTH = {
     *("model", "max_tokens", "temperature", "top_p", "n", "stream", "stream_options", "logprobs"),
-    *("stop", "seed", "top_k", "min_p", "ignore_eos"),
+    *("stop", "seed", "top_k", "min_p", "repetition_penalty", "ignore_eos"),
 }
 KNOWN = {
     False: BOTH | {"prompt"},
@@ -88,6 +88,7 @@ class Ask:
     top_k: int
     top_p: float
     min_p: float
+    repetition_penalty: float
     n: int
     seed: int | None
     stop: tuple[str, ...]
@@ -145,6 +146,7 @@ def parse(body: Mapping[str, Any], chat: bool) -> Ask:
         max(0, get.whole("top_k", 0, -1, 1 << 31) or 0),
         top_p,
         get.number("min_p", 0.0, 0.0, 1.0),
+        get.number("repetition_penalty", 1.0, 0.01, 100.0),
         n,
         get.whole("seed", None, -(1 << 63), (1 << 63) - 1),
         _stop(body),

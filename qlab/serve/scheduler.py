@@ -60,7 +60,8 @@ class Request:
     Attributes:
         prompt: token ids; at least one.
         max_tokens: write at most this many; at least 1.
-        temperature, top_k, top_p, min_p: as for ``Engine.generate``; temperature 0 is greedy.
+        temperature, top_k, top_p, min_p, repetition_penalty: as for ``Engine.generate``;
+            temperature 0 is greedy.
         seed: of the draws. The same seed gives the same tokens, whatever runs beside it.
         stop: ids that end the text and are not given (None: the model's).
         logprobs: how many of the likeliest tokens to name at each place (None: no log
@@ -78,6 +79,7 @@ class Request:
     seed: int = 0
     stop: Sequence[int] | None = None
     logprobs: int | None = None
+    repetition_penalty: float = 1.0
 
 
 @dataclass(eq=False)
@@ -216,7 +218,13 @@ class Scheduler:
         """
         from qlab.engine.sample import choice
 
-        how = choice(request.temperature, request.top_k, request.top_p, request.min_p)
+        how = choice(
+            request.temperature,
+            request.top_k,
+            request.top_p,
+            request.min_p,
+            request.repetition_penalty,
+        )
         prompt = [int(t) for t in request.prompt]
         if not prompt:
             raise QlabError("the prompt has no tokens: give at least one")
@@ -417,6 +425,13 @@ def _common(a: list[int], b: list[int]) -> int:
 
 
 def _choose(logits: np.ndarray, handle: Handle) -> int:
+    if handle.how.repetition_penalty != 1.0:
+        from qlab.engine.sample import penalize
+
+        seen = np.zeros(len(logits), np.bool_)
+        seen[handle.text] = True
+        logits = logits.copy()  # the log probabilities that are told are the model's own
+        penalize(logits, seen, handle.how.repetition_penalty)
     if handle.how.temperature == 0.0:
         return int(np.argmax(logits))  # of equal ones the first, as the engine does
     from qlab.engine.sample import choose

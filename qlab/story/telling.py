@@ -21,6 +21,7 @@ def tell(
     temperature: float = 0.0,
     top_k: int = 0,
     seed: int = 0,
+    repetition_penalty: float = 1.0,
 ) -> str:
     """The opening and its continuation, up to the end of the story or ``max_tokens`` pieces.
 
@@ -33,12 +34,15 @@ def tell(
             same; above 0 it samples.
         top_k: sample among the k likeliest pieces only (0: all).
         seed: of the sampling. An engine draws other numbers from a seed than torch does.
+        repetition_penalty: 1: none; above, pieces that the story has already become less likely
+            (``qlab.engine.sample`` says how). A small model goes in circles without.
 
-    Raises: QlabError for an empty opening, one that fills the context, or a temperature that is no
-        finite number.
+    Raises: QlabError for an empty opening, one that fills the context, a temperature that is no
+        finite number, or a penalty that is not positive.
     """
-    ids, room = _checked(model, tokenizer, opening, max_tokens, temperature)
-    new = list(_pieces(model, tokenizer, ids, room, temperature, top_k, seed))
+    ids, room = _checked(model, tokenizer, opening, max_tokens, temperature, repetition_penalty)
+    how = temperature, top_k, seed, repetition_penalty
+    new = list(_pieces(model, tokenizer, ids, room, *how))
     return str(tokenizer.decode([*ids, *new], skip_special_tokens=True))
 
 
@@ -50,13 +54,14 @@ def stream(
     temperature: float = 0.0,
     top_k: int = 0,
     seed: int = 0,
+    repetition_penalty: float = 1.0,
 ) -> Iterator[str]:
     """The same story in parts of text, as they are written; joined they are what ``tell`` gives.
 
     Raises: QlabError, at once, as ``tell`` does.
     """
-    ids, room = _checked(model, tokenizer, opening, max_tokens, temperature)
-    return _parts(model, tokenizer, ids, room, temperature, top_k, seed)
+    ids, room = _checked(model, tokenizer, opening, max_tokens, temperature, repetition_penalty)
+    return _parts(model, tokenizer, ids, room, temperature, top_k, seed, repetition_penalty)
 
 
 def open_teller(source: str | Path, progress: bool = False) -> tuple[Any, Any]:
@@ -88,13 +93,20 @@ def open_teller(source: str | Path, progress: bool = False) -> tuple[Any, Any]:
 
 
 def _checked(
-    model: Any, tokenizer: Any, opening: str, max_tokens: int, temperature: float
+    model: Any,
+    tokenizer: Any,
+    opening: str,
+    max_tokens: int,
+    temperature: float,
+    repetition_penalty: float,
 ) -> tuple[list[int], int]:
     """Token ids of the opening, and how many more there may be."""
     if not opening.strip():
         raise QlabError('the opening is empty: give a few words, such as "Once upon a time"')
     if not math.isfinite(temperature):
         raise QlabError(f"temperature {temperature}: 0 (greedy) or a number above")
+    if not (math.isfinite(repetition_penalty) and repetition_penalty > 0):
+        raise QlabError(f"repetition_penalty {repetition_penalty}: 1 (none) or more, up to about 2")
     ids = list(tokenizer(opening)["input_ids"])
     if _is_engine(model):
         context = model.context
@@ -119,24 +131,33 @@ def _pieces(
     temperature: float,
     top_k: int,
     seed: int,
+    repetition_penalty: float,
 ) -> Iterator[int]:
     """The new tokens, one by one, without the one that ends the story."""
     end = tokenizer.eos_token_id
     if _is_engine(model):
         stop = [] if end is None else [end]
         yield from model.generate(
-            ids, room, temperature=max(temperature, 0.0), top_k=top_k, seed=seed, stop=stop
+            ids,
+            room,
+            temperature=max(temperature, 0.0),
+            top_k=top_k,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+            stop=stop,
         )
         return
     import torch
 
-    generator = torch.Generator().manual_seed(seed)
+    generator, told = torch.Generator().manual_seed(seed), list(ids)
     with torch.no_grad():
         out = model(input_ids=torch.tensor([ids], device=model.device), use_cache=True)
         for i in range(room):
-            piece = _choose(out.logits[0, -1].float().cpu(), temperature, top_k, generator)
+            logits = _penalized(out.logits[0, -1].float().cpu(), told, repetition_penalty)
+            piece = _choose(logits, temperature, top_k, generator)
             if piece == end:
                 return
+            told.append(piece)
             yield piece
             if i + 1 < room:
                 step = torch.tensor([[piece]], device=model.device)
@@ -151,11 +172,13 @@ def _parts(
     temperature: float,
     top_k: int,
     seed: int,
+    repetition_penalty: float,
 ) -> Iterator[str]:
     told = str(tokenizer.decode(ids, skip_special_tokens=True))
     yield told
     written = list(ids)
-    for piece in _pieces(model, tokenizer, ids, room, temperature, top_k, seed):
+    how = temperature, top_k, seed, repetition_penalty
+    for piece in _pieces(model, tokenizer, ids, room, *how):
         written.append(piece)
         text = str(tokenizer.decode(written, skip_special_tokens=True))
         # A character may be cut between two pieces: it is told when it is whole.
@@ -165,6 +188,17 @@ def _parts(
     text = str(tokenizer.decode(written, skip_special_tokens=True))
     if text.startswith(told) and len(text) > len(told):
         yield text[len(told) :]
+
+
+def _penalized(logits: Any, told: list[int], penalty: float) -> Any:
+    """The logits, with those of pieces that were told divided by the penalty."""
+    import torch
+
+    if penalty == 1:
+        return logits
+    places = torch.tensor(sorted(set(told)))
+    found = logits[places]
+    return logits.index_put((places,), torch.where(found < 0, found * penalty, found / penalty))
 
 
 def _choose(logits: Any, temperature: float, top_k: int, generator: Any) -> int:

@@ -25,15 +25,14 @@ def test_the_record_is_of_the_weights_that_are_shipped():
 
 def test_a_cell_is_a_number_or_a_reason():
     for engine, about in RECORD["engines"].items():
-        if engine != "vLLM":
-            assert set(about["cells"]) == set(who.FILES), (engine, AGAIN)
+        assert set(about["cells"]) == set(who.FILES), (engine, AGAIN)
         assert about["version"]
         for name, cell in about["cells"].items():
             if cell["status"] == "refuses":
                 assert cell["why"] and "\n" not in cell["why"]
                 assert not re.search(r"/(tmp|root|home|work)/", cell["why"]), cell["why"]
                 continue
-            ours = cell.get("ours", RECORD["ours"][name])
+            ours = RECORD["ours"][name]
             near = abs(cell["perplexity"] / ours - 1) <= who.AGREES
             assert cell["status"] == ("agrees" if near else "differs")
             assert math.isfinite(cell["perplexity"])

@@ -65,6 +65,10 @@ def test_quantize_eval_and_tell(capsys, tiny_folder, text, tmp_path):
     assert row["size_bytes"] == about["size_bytes"]
     code, printed, _ = run(capsys, "tell", out, "--prompt", "the fox", "--max-tokens", 5)
     assert code == 0 and printed.startswith("the fox")
+    words = ("tell", out, "--prompt", "the fox", "--max-tokens", 30)
+    _, free, _ = run(capsys, *words)
+    code, printed, _ = run(capsys, *words, "--repetition-penalty", 3)
+    assert code == 0 and printed.startswith("the fox") and printed != free
 
 
 def test_compare_prints_a_list(capsys, tiny_folder, text):
@@ -148,6 +152,9 @@ def test_bad_schemes_methods_and_texts(capsys, tiny_folder, tmp_path):
     binary.write_bytes(b"\xff\xfe\x00\x81")
     assert "UTF-8" in refused(capsys, "eval", tiny_folder, "--text", binary)
     assert "empty" in refused(capsys, "tell", tiny_folder, "--prompt", " ")
+    assert "repetition_penalty" in refused(
+        capsys, "tell", tiny_folder, "--prompt", "the fox", "--repetition-penalty", 0
+    )
     assert "takes 2 to" in refused(capsys, "eval", tiny_folder, "--context", 100000)
     assert "empty" in refused(capsys, "compare", tiny_folder, "--schemes", ",")
     assert "no configuration file" in refused(

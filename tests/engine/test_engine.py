@@ -29,12 +29,16 @@ def reference(model, ids):
 
 
 @torch.no_grad()
-def greedy(model, ids, count):
+def greedy(model, ids, count, penalty=1.0):
     """What transformers would write, and how far the second-likeliest token was behind."""
+    from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
+
+    fewer = RepetitionPenaltyLogitsProcessor(penalty)
     new, gaps = [], []
     out = model(torch.as_tensor(ids)[None], use_cache=True)
     for _ in range(count):
-        top = out.logits[0, -1].topk(2)
+        told = torch.tensor([[*ids, *new]])
+        top = fewer(told, out.logits[:, -1].clone())[0].topk(2)
         gaps.append(float(top.values[0] - top.values[1]))
         new.append(int(top.indices[0]))
         step = torch.tensor([[new[-1]]])
@@ -93,6 +97,24 @@ def test_greedy_tokens_are_those_of_transformers_for_ten_prompts(story):
             assert gaps[first] < 2e-4, (prompt, first, gaps[first])
 
 
+@pytest.mark.oracle(
+    "engine repetition penalty",
+    "transformers",
+    "the same for 200 tokens of ten prompts but at ties",
+)
+def test_the_repetition_penalty_is_that_of_transformers(story):
+    engine, changed = qlab.engine.load(story), 0
+    for prompt in PROMPTS:
+        ids = story.tokenizer(prompt)["input_ids"]
+        theirs, gaps = greedy(story.model, ids, 200, penalty=1.15)
+        ours = list(engine.generate(ids, 200, repetition_penalty=1.15, stop=()))
+        changed += ours != list(engine.generate(ids, 200, stop=()))
+        if ours != theirs:
+            first = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
+            assert gaps[first] < 2e-4, (prompt, first, gaps[first])
+    assert changed == len(PROMPTS)
+
+
 @pytest.mark.oracle("engine perplexity", "transformers", "equal to 1e-5, with float inputs")
 def test_perplexity_is_that_of_transformers(story):
     texts = story.validation()[:6]
@@ -142,6 +164,8 @@ def test_a_context_that_overflows():
         ({"temperature": 1.0, "top_p": 0.0}, "top_p 0.0"),
         ({"temperature": 1.0, "top_p": float("nan")}, "top_p nan"),
         ({"temperature": 1.0, "min_p": 1.1}, "min_p 1.1"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty 0.0"),
+        ({"repetition_penalty": float("nan")}, "repetition_penalty nan"),
         ({"max_new_tokens": 0}, "max_new_tokens 0"),
         ({"cache": "fp16"}, "a cache of kind 'fp16'"),
     ],

@@ -32,6 +32,30 @@ def exponentials(x, out):
         out[i] = exponential(x[i])
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n=st.integers(1, 60),
+    text=st.lists(st.integers(0, 59), min_size=1, max_size=80),
+    penalty=st.sampled_from([0.5, 1.0, 1.15, 3.0]),
+)
+def test_the_penalty_is_that_of_transformers_bit_for_bit(seed, n, text, penalty):
+    from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
+
+    text = [token % n for token in text]
+    logits = (np.random.default_rng(seed).standard_normal(n) * 3).astype(np.float32)
+    logits[seed % n] = 0.0
+    theirs = RepetitionPenaltyLogitsProcessor(penalty)(
+        torch.tensor([text]), torch.from_numpy(logits.copy())[None]
+    )
+    seen = np.zeros(n, np.bool_)
+    seen[text] = True
+    sample.penalize(logits, seen, penalty)
+    # torch multiplies by the float64 number: one rounding at the end, where the number is exact.
+    exact = float(np.float32(penalty)) == penalty
+    np.testing.assert_allclose(logits, theirs[0].numpy(), rtol=0 if exact else 2e-7)
+
+
 def probabilities(logits, how):
     n, out = len(logits), np.zeros(len(logits))
     spread(logits, how, np.empty(n, np.int64), np.empty(n, np.float32), out)

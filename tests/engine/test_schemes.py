@@ -136,7 +136,11 @@ def test_keys_and_values_in_int8(kind):
 def test_batches_are_the_texts_one_by_one():
     engine = qlab.engine.load(make("llama"))
     prompts = [draw(i, n) for i, n in enumerate((5, 40, 1, 17))]
-    for how in ({}, {"temperature": 1.0, "top_k": 40, "seed": 7}):
+    for how in (
+        {},
+        {"temperature": 1.0, "top_k": 40, "seed": 7},
+        {"temperature": 0.8, "repetition_penalty": 1.3, "seed": 7},
+    ):
         steps = list(engine.generate_batch(prompts, 30, **how))
         for i, prompt in enumerate(prompts):
             alone = dict(how, seed=7 + i) if how else how

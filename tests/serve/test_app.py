@@ -114,6 +114,16 @@ def test_greedy_answers_under_load_are_those_given_alone(client, story):
     assert together == alone
 
 
+def test_a_repetition_penalty_is_that_of_the_engine(client, engine, story):
+    ids = story.tokenizer("Once upon a time")["input_ids"]
+    how = {"repetition_penalty": 1.2, "temperature": 0}
+    found = complete(client, prompt=ids, max_tokens=40, **how).json()["choices"][0]["text"]
+    alone = list(engine.generate(ids, 40, repetition_penalty=1.2))
+    told = story.tokenizer.decode([*ids, *alone], skip_special_tokens=True)
+    assert told == story.tokenizer.decode(ids, skip_special_tokens=True) + found
+    assert alone != list(engine.generate(ids, 40))
+
+
 def test_stop_strings_cut_the_text_and_are_not_in_it(client):
     text = complete(client, max_tokens=30).json()["choices"][0]["text"]
     stop = text[17:24]  # across the borders of tokens
@@ -149,6 +159,7 @@ def test_a_story_that_ends_says_stop(client, story):
         ({"temperature": -1}, 400, "temperature"),
         ({"temperature": 2.5}, 400, "temperature"),
         ({"top_p": 1.5}, 400, "top_p"),
+        ({"repetition_penalty": 0}, 400, "repetition_penalty"),
         ({"n": 0}, 400, "n"),
         ({"n": 33}, 400, "n"),
         ({"logprobs": 6}, 400, "logprobs"),

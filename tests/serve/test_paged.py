@@ -73,7 +73,14 @@ def test_a_text_does_not_depend_on_what_is_computed_beside_it(scheme):
     check()
 
 
-@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.9, "top_k": 30, "top_p": 0.95}])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {},
+        {"temperature": 0.9, "top_k": 30, "top_p": 0.95},
+        {"repetition_penalty": 1.2},
+    ],
+)
 def test_under_load_and_out_of_memory_the_texts_are_those_of_the_engine(sampling):
     engine = qlab.engine.load(make("llama"))
     rng = np.random.default_rng(0)

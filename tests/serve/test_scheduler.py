@@ -127,6 +127,7 @@ def test_the_last_to_come_is_preempted_and_ends_well():
         (dict(top_p=0.0), "top_p"),
         (dict(min_p=2.0), "min_p"),
         (dict(top_k=-1), "top_k"),
+        (dict(repetition_penalty=0.0), "repetition_penalty"),
         (dict(logprobs=-1), "logprobs"),
     ],
 )

@@ -46,6 +46,27 @@ def test_greedy_is_that_of_transformers(story, opening):
     assert tell(story.model, story.tokenizer, opening, 120) == theirs
 
 
+@pytest.mark.parametrize("opening", [OPENING, "The king had a problem."])
+def test_a_repetition_penalty_is_that_of_transformers(story, opening):
+    ids = story.tokenizer(opening, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        out = story.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_length=None,
+            max_new_tokens=80,
+            repetition_penalty=1.15,
+            pad_token_id=story.tokenizer.pad_token_id,
+        )
+    theirs = story.tokenizer.decode(out[0], skip_special_tokens=True)
+    assert tell(story.model, story.tokenizer, opening, 80, repetition_penalty=1.15) == theirs
+    assert tell(story.model, story.tokenizer, opening, 80) != theirs
+    for bad in (0.0, -1.0, float("nan")):
+        with pytest.raises(QlabError, match="repetition_penalty"):
+            tell(story.model, story.tokenizer, opening, repetition_penalty=bad)
+
+
 def test_the_seed_decides_what_is_sampled(story):
     def sampled(seed, **options):
         options = {"temperature": 1.0, "seed": seed, **options}
@@ -139,13 +160,14 @@ def engine(story):
 
 @pytest.mark.parametrize("opening", [OPENING, "One day"])
 def test_the_engine_tells_the_same_story(story, engine, opening):
-    told = tell(engine, story.tokenizer, opening, 60)
-    assert told == tell(story.model, story.tokenizer, opening, 60)
+    for how in ({}, {"repetition_penalty": 1.2}):
+        told = tell(engine, story.tokenizer, opening, 60, **how)
+        assert told == tell(story.model, story.tokenizer, opening, 60, **how)
 
 
 def test_a_story_in_parts_is_the_story(story, engine):
     for model in (story.model, engine):
-        for how in ({}, {"temperature": 1.0, "top_k": 20, "seed": 3}):
+        for how in ({}, {"temperature": 1.0, "top_k": 20, "seed": 3, "repetition_penalty": 1.1}):
             parts = list(stream(model, story.tokenizer, OPENING, 40, **how))
             assert parts[0] == OPENING and len(parts) > 20
             assert "".join(parts) == tell(model, story.tokenizer, OPENING, 40, **how)

@@ -160,7 +160,9 @@ def first_line(error: BaseException, path: Path) -> str:
     lines = [line.strip() for line in said.splitlines() if line.strip(" =-*")]
     # OpenVINO begins with where in its source it happened.
     lines = [line for line in lines if not line.startswith("Exception from ")] or lines
-    text = lines[0] if lines else "no message"
+    # Pydantic, in vLLM, begins with how many errors there are.
+    lines = [line for line in lines if " validation error for " not in line] or lines
+    text = lines[0].split(" [type=")[0] if lines else "no message"
     return f"{type(error).__name__}: {text[:160]}"
 
 
