@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from qlab.serve.scheduler import ENDINGS, Handle, Scheduler
 
-# Seconds, each about 2.5 times the one before it.
+# Seconds, each 2 to 2.5 times the one before it.
 LIMITS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0)
 
 

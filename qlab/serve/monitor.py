@@ -35,7 +35,7 @@ class Sketch:
     """Quantiles of a stream of positive numbers, each within a stated share of the true one.
 
     Bucket i counts the numbers in (γ^(i-1), γ^i], with γ = (1 + error) / (1 - error). Every number
-    of a bucket is within ``error`` of 2 γ^i / (γ + 1).
+    x of a bucket is at most ``error`` x away from 2 γ^i / (γ + 1).
 
     Args:
         error: the largest relative error of a quantile.
@@ -118,6 +118,8 @@ class Timing:
 
 def timed(stream: Iterable[Any]) -> tuple[list[Any], Timing | None]:
     """Read a stream to its end: what came, and how long it took; None for an empty stream.
+
+    The clock starts with the call. What was done before, such as sending the request, is not in it.
 
     Chapter: Keeping it good: monitoring, fallback, canary.
     """

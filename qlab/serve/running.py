@@ -18,7 +18,10 @@ GRACE = 10  # seconds that open answers have at the end
 
 def listen(host: str = "127.0.0.1", port: int = 0) -> socket.socket:
     """A socket on a port; 0 is any free one. Raises: QlabError where it cannot be had."""
-    found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    # The protocol is named, since asyncio turns off Nagle's algorithm only where it says TCP: small
+    # pieces of a stream would wait for one another, 40 ms each.
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((host, port))

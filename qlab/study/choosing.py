@@ -25,15 +25,17 @@ CACHE_BYTES = 2  # of a number in the KV cache: 16 bits
 
 # What qlab writes -> the engines whose loading of it a test or a record shows (see the chapter
 # "What is checked against what"; a test compares this table with its record). transformers reads
-# GGUF too, but restores the weights to floating point, which saves no memory: it is left out.
+# GGUF and compressed-tensors too, but restores the weights to floating point, at once or in the
+# first pass, which saves no memory: it is left out.
 LOADERS = {
     "gguf": ("llama.cpp",),
-    "compressed-tensors": ("transformers", "vLLM"),
+    "compressed-tensors": ("vLLM",),
     "gptq": ("GPTQModel", "vLLM"),
     "awq": ("vLLM",),
     "bitsandbytes": ("bitsandbytes",),
 }
 OWN = "qlab"  # loads whatever it made
+FULL = "transformers"  # and every other engine load the model as it is
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Option:
 
     Attributes:
         name: as in the case study.
-        bits: of a weight, metadata counted; 16 for the model as it is.
+        bits: of a weight in the quantized layers, metadata counted; of a GGUF mix see
+            ``mix_bits``; 16 for the model as it is.
         loss: mean KL divergence from the model as it is, nats a token.
         ratio: perplexity over that of the model as it is.
         engines: that load it.
@@ -178,15 +181,55 @@ def read_options(path: str | Path | None = None) -> list[Option]:
         if ratio is None or loss is None:
             continue
         if not line["scheme"] and not line["among"]:
-            every = sorted({e for names in LOADERS.values() for e in names})
+            every = sorted({FULL, *(e for names in LOADERS.values() for e in names)})
             found.append(Option(row.name, 16.0, 0.0, 1.0, (OWN, *every)))
             continue
         if row.bits_per_weight is None:
             continue
         plain = not line["among"] and not line["steps"]
         layouts = exports(line["method"], line["scheme"], line["activations"]) if plain else ()
-        found.append(Option(row.name, row.bits_per_weight, loss, ratio, engines(layouts)))
+        mix = layouts == ("gguf",)
+        bits = mix_bits(line["scheme"], line["importance"]) if mix else row.bits_per_weight
+        found.append(Option(row.name, bits, loss, ratio, engines(layouts)))
     return sorted(found, key=lambda o: (o.loss, o.bits, o.name))
+
+
+def mix_bits(mix: str, importance: bool = False) -> float:
+    """Bits a weight of the layers of Llama 3 8B in a GGUF mix, as llama.cpp's rules give them.
+
+    The bits of the storyteller's file would say something else: a quarter of its weights are the
+    embedding, which the mixes keep in more bits than the layers.
+
+    Args:
+        mix: its name, such as ``q4_k_m``.
+        importance: whether there is an importance matrix; some mixes need one.
+
+    Raises: QlabError for a mix that is not known, or needs an importance matrix.
+
+    Chapter: Choosing a strategy.
+    """
+    from qlab.gguf.blocks import block_type
+    from qlab.gguf.mixes import Facts, choose_types, get_mix
+
+    hidden, inner, kv, layers = 4096, 14336, 1024, 32
+    shapes = {
+        f"blk.{i}.{role}.weight": shape
+        for i in range(layers)
+        for role, shape in {
+            "attn_q": (hidden, hidden),
+            "attn_k": (kv, hidden),
+            "attn_v": (kv, hidden),
+            "attn_output": (hidden, hidden),
+            "ffn_gate": (inner, hidden),
+            "ffn_up": (inner, hidden),
+            "ffn_down": (hidden, inner),
+        }.items()
+    }
+    facts = Facts(layers, hidden // kv, tied=False, importance=importance)
+    types = choose_types(get_mix(mix), shapes, facts)
+    weights = {name: rows * columns for name, (rows, columns) in shapes.items()}
+    bits = sum(block_type(types[name]).bits_per_weight() * n for name, n in weights.items())
+    return bits / sum(weights.values())
 
 
 def weight_bytes(bits: float, size: Size) -> float:

@@ -164,13 +164,14 @@ def test_who_loads_what_is_what_the_coverage_record_shows():
     record = {one.subject.removeprefix("export "): one.engines for one in coverage("export")}
     for layout, loaders in choosing.LOADERS.items():
         shown = {engine.removesuffix(" (recorded)") for engine in record[layout]}
-        left_out = {"qlab", "qlab engine"} | ({"transformers"} if layout == "gguf" else set())
+        restores = {"transformers"} if layout in ("gguf", "compressed-tensors") else set()
+        left_out = {"qlab", "qlab engine"} | restores
         assert set(loaders) == shown - left_out, layout
 
 
 def test_options_of_a_record(tmp_path):
     base = {"bits_per_weight": 4.5, "file_bytes": 10, "schemes": {}}
-    line = {"activations": "", "among": [], "steps": 0, "family": "x"}
+    line = {"activations": "", "importance": False, "among": [], "steps": 0, "family": "x"}
 
     def row(name, method, scheme, kl, **more):
         measures = {"ratio": [1 + kl, 1, 2], "kl": [kl, 0, 1]}
