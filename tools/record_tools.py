@@ -61,7 +61,7 @@ class Row:
 
 
 # Two ways to one goal: rounding of single weights differs, and so does the luck of a small sample.
-LUCK = "another order of the same method leaves other codes: runs of one method are 2 to 4% apart"
+LUCK = "another order of the same method leaves other codes, and none of them is the right one"
 SAME = "the same codes by the same formula; sums of float32 and scales of float16 differ"
 ROWS = {
     "gptqmodel int4-g128": Row("gptqmodel", "gptq", 0.04, LUCK),
@@ -77,7 +77,9 @@ ROWS = {
     "openvino int8": Row("openvino", "rtn int8", 0.005, SAME),
     "openvino int4-g128": Row("openvino", "rtn int4", 0.03, "its scales are signed: max|w| / 8"),
     "openvino int4-g128, as it comes": Row("openvino", "rtn int4", 0.05, "inputs of 8 bits too"),
-    "ctranslate2 float32": Row("ctranslate2", "float32", 0.001, SAME),
+    "ctranslate2 float32": Row(
+        "ctranslate2", "float32", 0.001, "the same weights, summed otherwise"
+    ),
     "ctranslate2 int8": Row("ctranslate2", "rtn W8A8", 0.02, "embeddings and head are int8 too"),
     "llama.cpp Q8_0": Row("llamacpp", "gguf q8_0", 0.005, "keys and values of float16"),
     "llama.cpp Q4_0": Row("llamacpp", "gguf q4_0", 0.01, "inputs are rounded to Q8 blocks"),

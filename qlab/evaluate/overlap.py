@@ -1,6 +1,6 @@
 """ROUGE and BLEU: how many words two texts share.
 
-Both come from the packages that the field reports with (rouge-score, sacrebleu).
+Both are computed by packages that papers use: rouge-score and sacrebleu.
 Chapter: The case study, first telling.
 """
 

@@ -1,4 +1,4 @@
-"""What the benchmarks measured on a quiet machine, as the book shows it.
+"""What the benchmarks measured, as the book shows it.
 
 ``benchmarks/record.py`` writes the record from the files in ``benchmarks/results``.
 

@@ -6,6 +6,7 @@ Chapter: Quantization-aware training.
 from __future__ import annotations
 
 import logging
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def to_trainer(
     options: TrainOptions | None = None,
     *,
     teacher: nn.Module | None = None,
-    folder: str | Path = "qat-trainer",
+    folder: str | Path | None = None,
 ) -> Any:
     """A ``transformers.Trainer`` whose ``train()`` takes the very steps of ``qlab.training.train``.
 
@@ -33,7 +34,8 @@ def to_trainer(
 
     Args:
         model, batches, options, teacher: as in ``train``.
-        folder: for what the Trainer writes; nothing, with these arguments.
+        folder: for what the Trainer writes, which is nothing with these arguments, though it
+            creates the folder; None: one of the system's for temporary files.
 
     Raises: MissingExtraError without ``accelerate``; ``train()`` raises as ``qlab.training.train``.
 
@@ -76,7 +78,7 @@ def to_trainer(
     trainer = QatTrainer(
         model=model,
         args=TrainingArguments(
-            output_dir=str(folder),
+            output_dir=str(folder or Path(tempfile.gettempdir()) / "qlab-trainer"),
             max_steps=options.steps,
             per_device_train_batch_size=1,  # an entry of Steps is a batch already
             max_grad_norm=options.clip_norm,

@@ -62,6 +62,7 @@ def ternary_scale(weight: Any, name: str = "weights") -> Picture:
             f"{100 * step['shares'][1]:.0f}%",
             f"{step['entropy']:.2f}",
             f"{step['sqnr']:.1f} dB",
+            f"{step['best']:.1f} dB",
         )
         for factor, step in zip(FACTORS, steps, strict=True)
     ]
@@ -77,5 +78,7 @@ def ternary_scale(weight: Any, name: str = "weights") -> Picture:
         alt=f"A histogram of {name}, colored by the code -1, 0 or 1 that each weight gets.",
         caption="Which weights become 0? Move γ. The unit of both is the mean magnitude; BitNet's "
         f"choice is 1. Data: {name}.",
-        fallback=table(("γ (mean magnitudes)", "zeros", "entropy (bits)", "SQNR"), rows),
+        fallback=table(
+            ("γ (mean magnitudes)", "zeros", "entropy (bits)", "SQNR", "with the best scale"), rows
+        ),
     )

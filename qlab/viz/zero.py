@@ -53,7 +53,7 @@ def zero_calculator() -> Picture:
         alt="Calculator: for each stage of ZeRO a bar of what one worker holds on its device: "
         "weights, gradients and the optimizer's state.",
         caption="How much does one worker hold? Choose the model, the number of workers, the "
-        f"stage, and what is moved to the host's memory. A card of {CARD} GB is large enough "
-        f"if {MARGIN:.0%} of it hold the bar, up to the thin line: activations come on top.",
+        f"stage, and what is moved to the host's memory. The thin line stands at {MARGIN:.0%} of a "
+        f"card of {CARD} GB. A bar that ends before it fits; the rest is for activations.",
         fallback=table(("model, on 64 workers", *STAGES), rows),
     )

@@ -48,18 +48,28 @@ def test_every_tool_has_a_row_an_error_or_an_honest_status():
         assert not re.search(r"/(tmp|root|home|work)/", json.dumps(known["error"]))
 
 
+# As other tests call them; the scripts are named after modules.
+TOOL_NAMES = {
+    "autoround": "auto-round",
+    "awq": "autoawq",
+    "llamacpp": "llama.cpp",
+    "llmcompressor": "llm-compressor",
+}
+
+
 def rows():
     """Each recorded row, as a claim of what agrees with what."""
     for name, row in toolbox.ROWS.items():
         known = RECORD["tools"].get(row.tool, {}).get("rows", {})
         if name in known:
             version = known[name]["version"]
-            what = f"perplexity of the storyteller within {row.within:.1%} ({version}, recorded)"
+            what = f"perplexity of the storyteller within {row.within:.1%} ({version})"
             kind = {"rtn": "method rtn", "hqq": "method hqq", "gptq": "method gptq"}
             kind |= {"awq": "method awq", "autoround": "method autoround"}
             kind |= {"smoothquant": "method smoothquant", "gguf": "export gguf"}
             subject = kind.get(row.ours.split()[0].strip(","), "export onnx")
-            mark = pytest.mark.oracle(subject, f"{row.tool} (recorded)", what)
+            tool = TOOL_NAMES.get(row.tool, row.tool)
+            mark = pytest.mark.oracle(subject, f"{tool} (recorded)", what)
             yield pytest.param(name, marks=[mark] if row.ours != "float32" else [])
 
 

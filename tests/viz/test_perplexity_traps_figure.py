@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 import qlab
 from qlab.errors import QlabError
 from qlab.evaluate.perplexity import cut
-from qlab.viz.perplexity_traps import STRIDES, perplexity_traps, token_losses, windows
+from qlab.evaluate.windows import token_losses, windows
+from qlab.viz.perplexity_traps import STRIDES, perplexity_traps
 from tests.browser import chromium
 
 HEAD = '<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">'

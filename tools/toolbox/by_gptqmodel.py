@@ -14,7 +14,7 @@ def quantize(source, out, calibration):
     model = GPTQModel.load(str(source), config, device="cpu", dtype=torch.float32)
     samples = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in calibration]
     model.quantize(samples, batch_size=1)
-    model.save(str(out))  # config.json says quant_method "gptq": transformers and vLLM load it
+    model.save(str(out))  # config.json says quant_method "gptq"
     # [end]
 
 

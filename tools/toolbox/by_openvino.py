@@ -21,8 +21,7 @@ def scorer(file, **settings):
     import numpy as np
     import openvino as ov
 
-    hints = {"INFERENCE_PRECISION_HINT": "f32", **settings}
-    compiled = ov.Core().compile_model(str(file), "CPU", hints)
+    compiled = ov.Core().compile_model(str(file), "CPU", settings)
 
     def logits_of(ids):
         return compiled(np.array([ids], np.int64))[0][0]
@@ -34,7 +33,11 @@ def scorer(file, **settings):
 def steps(run: Run) -> None:
     import nncf
 
-    exact = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0", "KV_CACHE_PRECISION": "f32"}
+    exact = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+        "KV_CACHE_PRECISION": "f32",
+    }
     no_head = nncf.IgnoredScope(patterns=[".*lm_head.*", ".*embed.*"])
     modes = nncf.CompressWeightsMode
     four = {"ratio": 1.0, "group_size": 128, "all_layers": True}

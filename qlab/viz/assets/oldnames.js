@@ -5,7 +5,7 @@ qlab.define("oldnames", (root, data) => {
   const out = el("div", { "aria-live": "polite" });
   const update = () => {
     const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
-    const found = data.rows.filter(r => words.every(w => `${r.old} ${r.was} ${r.now}`.toLowerCase().includes(w)));
+    const found = data.rows.filter(r => words.every(w => `${r.old} ${r.was} ${r.now} ${r.line}`.toLowerCase().includes(w)));
     const shown = words.length ? found : found.slice(0, 3);
     root.dataset.count = found.length;
     const parts = shown.slice(0, 5).map(r => el("div", { style: "margin:.6em 0" },
