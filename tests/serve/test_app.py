@@ -426,6 +426,36 @@ def test_open_answers_come_to_an_end_when_it_stops(engine):
         httpx.get(server.url + "/health")
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_small_pieces_of_a_stream_do_not_wait_for_one_another(host):
+    """Nagle's algorithm is off on the connections that asyncio takes from the socket."""
+    import asyncio
+    import socket
+
+    from qlab.serve.running import listen
+
+    try:
+        found = listen(host)
+    except QlabError:
+        pytest.skip(f"this machine has no {host}")
+    seen = []
+
+    async def answer(reader, writer):
+        own = writer.get_extra_info("socket")
+        seen.append(own.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    async def run():
+        server = await asyncio.start_server(answer, sock=found)
+        async with server:
+            reader, writer = await asyncio.open_connection(*found.getsockname()[:2])
+            await reader.read()
+            writer.close()
+
+    asyncio.run(run())
+    assert seen and all(seen)
+
+
 def test_what_cannot_be_served_is_said_before_anything_starts(engine):
     with pytest.raises(QlabError, match="no engines"):
         make_app({})
