@@ -15,6 +15,14 @@ from pathlib import Path
 import pytest
 
 KINDS = ("oracle", "engine")
+# Tools have one name on the page, that of their project. Tests also say names of modules.
+NAMES = {
+    "autoround": "auto-round",
+    "awq": "autoawq",
+    "gptqmodel": "GPTQModel",
+    "llamacpp": "llama.cpp",
+    "llmcompressor": "llm-compressor",
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -31,6 +39,8 @@ def claims_of(item: pytest.Item) -> list[list[str]]:
     for kind in KINDS:
         for mark in item.iter_markers(kind):
             words = [str(word).format(**params) for word in mark.args]
+            name, space, how = words[1].partition(" (")
+            words[1] = NAMES.get(name, name) + space + how
             found.append([kind, *words, *[""] * (3 - len(words))])
     return found
 

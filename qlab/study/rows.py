@@ -43,7 +43,7 @@ MEASURES = {
 # Cost -> (label, whether more is better).
 COSTS = {
     "file_bytes": ("file (MB)", False),
-    "bits_per_weight": ("bits per weight", False),
+    "bits_per_weight": ("bits per weight (of a GGUF file: of all tensors)", False),
     "memory_bytes": ("memory while it tells (MB)", False),
     "speed": ("speed in qlab's engine, times float32", True),
     "llama_speed": ("speed in llama.cpp, times float32", True),

@@ -48,15 +48,6 @@ def test_every_tool_has_a_row_an_error_or_an_honest_status():
         assert not re.search(r"/(tmp|root|home|work)/", json.dumps(known["error"]))
 
 
-# As other tests call them; the scripts are named after modules.
-TOOL_NAMES = {
-    "autoround": "auto-round",
-    "awq": "autoawq",
-    "llamacpp": "llama.cpp",
-    "llmcompressor": "llm-compressor",
-}
-
-
 def rows():
     """Each recorded row, as a claim of what agrees with what."""
     for name, row in toolbox.ROWS.items():
@@ -68,8 +59,7 @@ def rows():
             kind |= {"awq": "method awq", "autoround": "method autoround"}
             kind |= {"smoothquant": "method smoothquant", "gguf": "export gguf"}
             subject = kind.get(row.ours.split()[0].strip(","), "export onnx")
-            tool = TOOL_NAMES.get(row.tool, row.tool)
-            mark = pytest.mark.oracle(subject, f"{tool} (recorded)", what)
+            mark = pytest.mark.oracle(subject, f"{row.tool} (recorded)", what)
             yield pytest.param(name, marks=[mark] if row.ours != "float32" else [])
 
 
