@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qlab.story.consistency import consistency, consistency_of
 from qlab.story.model import Storyteller, load
-from qlab.story.stories import Story, corpus, read_stories, texts
+from qlab.story.stories import Story, corpus, read_stories, texts, unread_stories
 from qlab.story.telling import tell
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "read_stories",
     "tell",
     "texts",
+    "unread_stories",
 ]

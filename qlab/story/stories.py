@@ -2,7 +2,8 @@
 
 ``data/stories.jsonl`` (English) and ``data/stories_zh.jsonl`` (Chinese) hold one JSON object a
 line: ``id``, ``split`` (train, calibration, validation or test), ``tags`` (hero, place, problem,
-feeling, ending) and ``text``. License: CC BY 4.0.
+feeling, ending) and ``text``. ``data/stories_unread.jsonl`` holds more English ones in the same
+form, whose split is ``unread``: the shipped weights were not trained on them. License: CC BY 4.0.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from qlab.story.hub import hub_answers
 
 SPLITS = ("train", "calibration", "validation", "test")
 FILES = {"en": "stories.jsonl", "zh": "stories_zh.jsonl"}
+UNREAD = "stories_unread.jsonl"
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,20 @@ def read_stories(language: str = "en") -> list[Story]:
     """All stories of a language (``en`` or ``zh``), in a fixed order."""
     if language not in FILES:
         raise QlabError(f"no stories in '{language}': choose from {', '.join(FILES)}")
-    text = resources.files("qlab.story").joinpath("data", FILES[language]).read_text("utf-8")
+    return _read(FILES[language])
+
+
+def unread_stories() -> list[Story]:
+    """English stories that the shipped weights have not read, in a fixed order.
+
+    They are as simple as most of the training stories, and simpler than the validation stories: to
+    measure on, and for the next training to begin with.
+    """
+    return _read(UNREAD)
+
+
+def _read(name: str) -> list[Story]:
+    text = resources.files("qlab.story").joinpath("data", name).read_text("utf-8")
     return [Story(**json.loads(line)) for line in text.splitlines()]
 
 

@@ -11,7 +11,7 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from qlab.errors import QlabError
-from qlab.story.stories import FILES, SPLITS, read_stories, texts
+from qlab.story.stories import FILES, SPLITS, UNREAD, read_stories, texts, unread_stories
 
 LANGUAGES = ["en", "zh"]
 TAGS = {"hero", "place", "problem", "feeling", "ending"}
@@ -67,8 +67,22 @@ def test_every_story_is_in_one_split_and_every_split_has_some(language):
     assert min(map(len, parts)) >= (30 if language == "en" else 5)
 
 
+def english():
+    return [*read_stories("en"), *unread_stories()]
+
+
+def test_unread_stories_are_in_no_other_split():
+    unread = unread_stories()
+    assert len(unread) >= 1000 and {s.split for s in unread} == {"unread"}
+    assert len({s.id for s in english()} | {s.id for s in read_stories("zh")}) == len(
+        english()
+    ) + len(read_stories("zh"))
+    begins = Counter(" ".join(s.text.split()[:3]).lower() for s in unread)
+    assert begins.most_common(1)[0][1] <= len(unread) / 12
+
+
 def test_english_stories_have_100_to_250_words():
-    for story in read_stories("en"):
+    for story in english():
         assert 100 <= len(story.text.split()) <= 250, story.id
 
 
@@ -80,7 +94,7 @@ def test_chinese_stories_have_120_to_400_characters():
 
 
 def test_english_stories_are_plain_ascii():
-    for story in read_stories("en"):
+    for story in english():
         assert story.text.isascii(), story.id
         assert not re.search(r"[*_#<>\\\t]|  | \n|\n |\n\n", story.text), story.id
         assert story.text.count('"') % 2 == 0, story.id
@@ -89,21 +103,21 @@ def test_english_stories_are_plain_ascii():
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_story_has_its_five_tags(language):
-    for story in read_stories(language):
+    for story in english() if language == "en" else read_stories(language):
         assert set(story.tags) == TAGS, story.id
         assert all(v == v.strip() and v for v in story.tags.values()), story.id
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
-def test_lines_hold_an_object_each_with_the_same_keys(language):
-    file = resources.files("qlab.story").joinpath("data", FILES[language])
+@pytest.mark.parametrize("name", [*FILES.values(), UNREAD])
+def test_lines_hold_an_object_each_with_the_same_keys(name):
+    file = resources.files("qlab.story").joinpath("data", name)
     lines = file.read_text("utf-8").splitlines()
     assert all(list(json.loads(line)) == ["id", "split", "tags", "text"] for line in lines)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_no_story_is_like_another(language):
-    stories = read_stories(language)
+    stories = english() if language == "en" else read_stories(language)
     similar = similarity([shingles(s.text, language) for s in stories])
     a, b = np.unravel_index(similar.argmax(), similar.shape)
     assert similar.max() < SHARED, (stories[a].id, stories[b].id)
