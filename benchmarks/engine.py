@@ -14,7 +14,8 @@ Python that has llama-cpp-python: its native build takes part, too, in a process
 
 With one thread both compute in the thread that calls them, and its processor time is measured:
 waiting for other programs does not count. With more threads it is the time on the wall. Before and
-after, the share of the processors that others take is noted: on a busy one only the fastest runs mean anything.
+after, the share of the processors that others take is noted: on a busy machine only the fastest
+runs mean anything.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ rows and teacher. The distance follows the learning rate, so each width is train
 RATES, and with further ones until the best has a worse one on either side. The best comes nearest
 to the teacher, which is the only aim of the training: it has the least KL divergence on validation
 stories. The record, qlab/records/transition.json, keeps all runs: divergence, perplexity, the
-change of the weights and that of the hidden states (``qlab.training.change``), and what rounding
-alone does. About an hour on a quiet core; one thread.
+change of weights, codes and hidden states (``qlab.training.change``), and what rounding alone does.
+Half an hour on a quiet core; one thread.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def measure(bits: int, rate: float, story: Any) -> dict[str, float]:
     import qlab
     from qlab.evaluate import divergence
     from qlab.training import TrainOptions, convert, prepare, story_batches, train
-    from qlab.training.change import output_change, rounding_error, weight_change
+    from qlab.training.change import codes_change, output_change, rounding_error, weight_change
 
     scheme, method = WIDTHS[bits]
     fake = prepare(story.model, scheme, method=method)
@@ -77,6 +77,7 @@ def measure(bits: int, rate: float, story: Any) -> dict[str, float]:
         "perplexity": round(qlab.perplexity(small, story.tokenizer, texts), 4),
         "rounding": round(rounded, 5),
         "weights": round(weight_change(story.model, fake), 5),
+        "codes": round(codes_change(story.model, fake), 5),
         "outputs": round(output_change(story.model, fake, rows), 5),
     }
 

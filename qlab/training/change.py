@@ -1,10 +1,11 @@
 """How far training has carried a model from the one that it began with.
 
     weights   ‖W' - W‖ / ‖W‖        over all layers that were trained, W' the trained parameters
+    codes     the share of weights that are rounded to another level than before
     outputs   ‖H' - H‖ / ‖H‖        H: the last hidden states of the same tokens
 
-Two ways to live with few bits can be told apart by them: *compensation* moves weights about a
-rounding error away, so that errors cancel, and *reconstruction* leaves the old weights behind.
+Two ways to live with few bits can be told apart by them: repair keeps most of the old model, and
+moves a few weights so that errors cancel; rebuilding leaves the old model behind.
 
 Source: the question is that of Liu et al., "ParetoQ: Scaling Laws in Extremely Low-bit LLM
 Quantization", 2025 (arXiv 2502.02631), section 3, which measures such a distance between weights.
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 
+from qlab.core import from_params
 from qlab.errors import QlabError
 from qlab.nn import linear_layers, weight_of
 from qlab.training.modules import fake_layers
@@ -59,6 +61,30 @@ def rounding_error(model: Any, fake: Any) -> float:
     with torch.no_grad():
         pairs = [(old[name], layer.quantizer(old[name])) for name, layer in fake_layers(fake)]
     return _relative(pairs)
+
+
+@torch.no_grad()
+def codes_change(model: Any, fake: Any) -> float:
+    """The share of weights whose rounded value lies at another level than before training.
+
+    Levels are those that the quantizers give the old weights. Where training moved the range of a
+    row, the new values are counted at the nearest old level.
+
+    Args:
+        model: in full precision, as ``fake`` was prepared from it.
+        fake: trained.
+
+    Chapter: Down to 1.58 bits.
+    """
+    old = {name: weight_of(layer) for name, layer in linear_layers(model)}
+    changed, count = 0, 0
+    for name, layer in fake_layers(fake):
+        before = layer.quantizer.qtensor(old[name])
+        after = layer.quantizer.qtensor(layer.weight).dequantize()
+        now = from_params(after, before.scale, before.zero_point, before.scheme)
+        changed += int((torch.as_tensor(now.codes) != torch.as_tensor(before.codes)).sum())
+        count += after.numel()
+    return changed / count
 
 
 @torch.no_grad()

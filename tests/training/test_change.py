@@ -11,7 +11,7 @@ from torch import nn
 
 from qlab.errors import QlabError
 from qlab.training import fake_layers, prepare
-from qlab.training.change import output_change, rounding_error, weight_change
+from qlab.training.change import codes_change, output_change, rounding_error, weight_change
 from tests.models import random_model
 from tools.record_transition import RATES, RECORD, STEPS, WIDTHS, name_of, next_rate
 from tools.train_results import weights_key
@@ -69,6 +69,24 @@ def test_rounding_is_that_of_the_quantizer_and_stays_it_after_training():
             layer.weight.add_(1.0)
     assert rounding_error(small, fake) == first
     assert rounding_error(small, prepare(small, "int8-channel", skip=())) < first / 20
+
+
+def test_codes_change_where_weights_cross_to_another_level():
+    small = nn.Linear(4, 2, bias=False)
+    with torch.no_grad():
+        small.weight.copy_(torch.tensor([[7.0, 1.1, -2.2, 3.3], [-7.0, 0.2, 5.4, 0.1]]))
+    holder = nn.Sequential(small)
+    fake = prepare(holder, "int4-channel", skip=())
+    ((_, layer),) = fake_layers(fake)
+    assert codes_change(holder, fake) == 0
+    with torch.no_grad():
+        layer.weight[0, 1] += 0.3  # 1.4 is still nearest to 1
+        layer.weight[0, 2] += 1.0  # -2.2 was -2, -1.2 is -1
+        layer.weight[1, 2] += 0.2  # 5.4 was 5, 5.6 is 6
+    assert codes_change(holder, fake) == 2 / 8
+    with torch.no_grad():
+        layer.weight.copy_(small.weight * 1.01)  # all levels move with them, none is crossed
+    assert codes_change(holder, fake) == 0
 
 
 def test_hidden_states_of_the_same_model_are_equal_and_fewer_bits_change_more(plain):
