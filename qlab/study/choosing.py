@@ -35,7 +35,7 @@ LOADERS = {
     "bitsandbytes": ("bitsandbytes",),
 }
 OWN = "qlab"  # loads whatever it made
-FULL = "transformers"  # and every other engine load the model as it is
+FULL = "transformers"  # loads the model as it is, and so do all others
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ Two ways to live with few bits can be told apart by them: repair keeps most of t
 moves a few weights so that errors cancel; rebuilding leaves the old model behind.
 
 Source: the question is that of Liu et al., "ParetoQ: Scaling Laws in Extremely Low-bit LLM
-Quantization", 2025 (arXiv 2502.02631), section 3, which measures such a distance between weights.
+Quantization", 2025 (arXiv 2502.02631), which measures such a distance between weights.
 
 Chapter: Down to 1.58 bits.
 """

@@ -53,7 +53,7 @@ def who_loads(record: Mapping[str, Any]) -> Picture:
                     "status": status_of(record, engine, name),
                     "why": cell.get("why", ""),
                     "perplexity": cell.get("perplexity"),
-                    "ours": cell.get("ours", record["ours"][name]),
+                    "ours": record["ours"][name],
                 }
             )
         cells.append(line)
