@@ -172,7 +172,8 @@ def _parser() -> argparse.ArgumentParser:
     add_serve(commands)
 
     story = commands.add_parser("story", help="Train a storyteller.")
-    c = story.add_subparsers(required=True, metavar="COMMAND").add_parser(
+    story_commands = story.add_subparsers(required=True, metavar="COMMAND")
+    c = story_commands.add_parser(
         "train",
         help="train a storyteller from a configuration file",
         description="Train a storyteller; calling it again with the same --out goes on.",
@@ -187,6 +188,16 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
     c.add_argument("--compile", action="store_true", help="use torch.compile (faster)")
     c.add_argument("--out", required=True, metavar="DIR", help="folder of the run")
+    c = story_commands.add_parser(
+        "average",
+        help="average the weights of runs that began with the same weights",
+        description="Write a run whose weights are the mean of others; train goes on from it.",
+        epilog="example:\n  qlab story average runs/a runs/b --out runs/mean",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    c.set_defaults(run=_average)
+    c.add_argument("runs", nargs="+", metavar="RUN", help="the --out of qlab story train")
+    c.add_argument("--out", required=True, metavar="DIR", help="folder of the new run")
     return parser
 
 
@@ -436,6 +447,13 @@ def _train(args: argparse.Namespace) -> None:
         args.compile,
     )
     print(f"wrote {out / 'model'}, {out / 'log.csv'} and {out / 'loss.svg'}")
+
+
+def _average(args: argparse.Namespace) -> None:
+    from qlab.story.average import average
+
+    out = average(args.runs, args.out)
+    print(f"wrote {out}: 'qlab story train --out {out}' goes on from it and writes the model")
 
 
 def _gguf_inspect(args: argparse.Namespace) -> None:

@@ -278,13 +278,13 @@ def record_story(
     import torch
 
     import qlab
-    from tools.train_results import weights_key
+    from tools.weights import weights_hash
 
     torch.set_num_threads(1)
     story = qlab.story.load()
     names = ("torch", "transformers", "numpy")
     about: dict[str, Any] = {"versions": {n: importlib.metadata.version(n) for n in names}}
-    about |= {"weights": weights_key(), "texts": SCORED, "steps": STEPS}
+    about |= {"weights": weights_hash(), "texts": SCORED, "steps": STEPS}
     made = about | {"runs": []}
     if out.exists() and not fresh:
         before = json.loads(out.read_text(encoding="utf-8"))

@@ -185,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
         worker(chosen.worker)
         return 0
     from qlab.files import new_file
-    from tools.train_results import weights_key
+    from tools.weights import weights_hash
 
     base = launch(None, 1)
     runs = {"plain": summary(base, base[0])}
@@ -198,7 +198,7 @@ def main(argv: list[str] | None = None) -> int:
     names = ("deepspeed", "torch", "transformers", "accelerate", "numpy")
     record = {
         "script": "tools/record_deepspeed.py",
-        "weights": weights_key(),
+        "weights": weights_hash(),
         "versions": {n: importlib.metadata.version(n) for n in names},
         "python": platform.python_version(),
         "machine": platform.machine(),

@@ -23,6 +23,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
+
+from tools.weights import weights_hash  # noqa: E402  (after the path above)
+
 RECORD = ROOT / "qlab" / "records" / "evaluation.json"
 # Scheme, and the bits that the figure draws it at; "" is the model as it is.
 SCHEMES = {
@@ -38,14 +41,6 @@ QUESTIONS = 320
 SEED = 0
 STORIES = 40
 WORLD_SEED = 11
-
-
-def weights_key() -> str:
-    """Of the storyteller's file."""
-    import hashlib
-
-    file = ROOT / "qlab" / "story" / "data" / "storyteller" / "model.safetensors"
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 ABOUT = {
@@ -112,7 +107,7 @@ def measure(rows: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def main() -> None:
     from qlab.files import new_file
 
-    about = {"weights": weights_key(), **ABOUT}
+    about = {"weights": weights_hash(), **ABOUT}
     rows: dict[str, Any] = {}
     if RECORD.exists() and "--fresh" not in sys.argv:
         old = json.loads(RECORD.read_text(encoding="utf-8"))

@@ -36,9 +36,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
+
+from tools.weights import weights_hash  # noqa: E402  (after the path above)
+
 RECORD = ROOT / "qlab" / "records" / "tools.json"
 SCRIPTS = ROOT / "tools" / "toolbox"
-WEIGHTS = ROOT / "qlab" / "story" / "data" / "storyteller" / "model.safetensors"
 TEXTS, CALIBRATION, CONTEXT = 6, 16, 512
 NOT_YET = "not yet run"
 
@@ -138,11 +140,6 @@ TOOLS = {
     "eetq": Tool("gpu_eetq.py", gpu=True),
     "unsloth": Tool("gpu_unsloth.py", gpu=True),
 }
-
-
-def weights_hash() -> str:
-    """Of the storyteller's weights as they are shipped."""
-    return hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
 
 
 def script_hash(tool: str) -> str:

@@ -98,7 +98,7 @@ def keep(name: str, run: dict[str, Any]) -> None:
     import torch
 
     from qlab.files import new_file
-    from tools.train_results import weights_key
+    from tools.weights import weights_hash
 
     record = read()
     record["runs"][name] = run
@@ -110,7 +110,7 @@ def keep(name: str, run: dict[str, Any]) -> None:
         "texts": TEXTS,
         "rows": ROWS,
         "schemes": {str(bits): scheme for bits, (scheme, _) in WIDTHS.items()},
-        "weights": weights_key(),
+        "weights": weights_hash(),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "machine": platform.machine(),
         "date": time.strftime("%Y-%m-%d"),
@@ -132,11 +132,11 @@ def main() -> None:
     import torch
 
     import qlab
-    from tools.train_results import weights_key
+    from tools.weights import weights_hash
 
     torch.set_num_threads(1)
     record = read()
-    if record["runs"] and record["about"].get("weights") != weights_key():
+    if record["runs"] and record["about"].get("weights") != weights_hash():
         parser.error("the record is of other weights of the storyteller: call with --fresh")
     story = qlab.story.load()
     for bits in list(WIDTHS)[part::parts]:

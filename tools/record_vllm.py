@@ -28,7 +28,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
-import hashlib
 import json
 import math
 import os
@@ -43,6 +42,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)
+
+from tools.weights import weights_hash  # noqa: E402  (after the path above)
+
 RECORD = ROOT / "qlab" / "records" / "vllm.json"
 STORIES = 12
 # name -> (method, scheme, activations, format)
@@ -56,12 +60,6 @@ FOLDERS = {
     "w8a8-dynamic": ("rtn", "int8-channel", "int8-token", "compressed-tensors"),
     "w8a8-static": ("smoothquant", "int8-channel", "int8-tensor", "compressed-tensors"),
 }
-
-
-def weights_hash() -> str:
-    """Of the storyteller's weights as they are shipped."""
-    file = ROOT / "qlab" / "story" / "data" / "storyteller" / "model.safetensors"
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def make(out: Path) -> None:

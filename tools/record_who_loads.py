@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -29,6 +28,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
+
+from tools.weights import weights_hash  # noqa: E402  (after the path above)
+
 RECORD = ROOT / "qlab" / "records" / "who_loads.json"
 LOADERS = ROOT / "tools" / "toolbox" / "loaders.py"
 TEXTS = 2
@@ -103,12 +105,6 @@ FILES = {
     "ONNX of GPTQ": File("onnx", "", "gptq", "int4-g128-sfp16"),
     "ONNX MatMulNBits 4 bits": File("onnx", "MatMulNBits"),
 }
-
-
-def weights_hash() -> str:
-    """Of the storyteller's weights as they are shipped."""
-    file = ROOT / "qlab" / "story" / "data" / "storyteller" / "model.safetensors"
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def make(folder: Path) -> None:

@@ -16,12 +16,18 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)
+
+from tools.weights import weights_hash  # noqa: E402  (after the path above)
+
 RECORD = ROOT / "qlab" / "records" / "training.json"
 LOGS = ROOT / "qlab" / "records" / "training"
 SCHEMES = {4: "int4-asym-channel", 3: "int3-asym-channel", 2: "int2-asym-channel"}
@@ -138,15 +144,6 @@ def read() -> dict[str, Any]:
     return {"about": {}, "runs": {}}
 
 
-def weights_key() -> str:
-    """SHA-256 of the storyteller's weights, of which the record holds."""
-    import hashlib
-    from importlib import resources
-
-    file = resources.files("qlab.story") / "data" / "storyteller" / "model.safetensors"
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
 def about() -> dict[str, Any]:
     """What the numbers depend on."""
     import torch
@@ -160,7 +157,7 @@ def about() -> dict[str, Any]:
         "length": LENGTH,
         "schemes": {str(bits): word for bits, word in SCHEMES.items()},
         "text": "42 validation stories",
-        "weights": weights_key(),
+        "weights": weights_hash(),
         "versions": {
             "qlab": qlab.__version__,
             "torch": torch.__version__,
@@ -195,7 +192,7 @@ def main() -> None:
     from qlab.training import write_log
 
     torch.set_num_threads(1)
-    if record["runs"] and record["about"].get("weights") != weights_key():
+    if record["runs"] and record["about"].get("weights") != weights_hash():
         parser.error("the record is of other weights of the storyteller: call with --fresh")
     story = qlab.story.load()
     for run in RUNS[part::parts]:

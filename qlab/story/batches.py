@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from qlab.errors import QlabError
+from qlab.story.names import Names
 from qlab.story.stories import texts
 from qlab.story.worldparts import words
 
@@ -70,24 +71,6 @@ def plain(text: str) -> str:
     return "\n".join(line for line in lines if line.strip("*- "))
 
 
-def rename(text: str, rng: np.random.Generator) -> str:
-    """Exchange the names of the story world's lists for others of the same list.
-
-    A few hundred stories are read dozens of times in a run. With other names each time, the model
-    has to look up who a story is about instead of learning the story by heart.
-    """
-    said = set(re.findall(r"\b[A-Z][a-z]+\b", text)) - words.ALSO_WORDS
-    said |= set(re.findall(r"(?<=[a-z,;] )[A-Z][a-z]+\b", text))  # within a sentence: a name
-    exchange: dict[str, str] = {}
-    for pool in (words.GIRLS, words.BOYS, words.ANIMAL_NAMES):
-        known = sorted(said.intersection(pool))
-        fresh = rng.permutation([name for name in pool if name not in said])
-        exchange |= dict(zip(known, map(str, fresh), strict=False))
-    if not exchange:
-        return text
-    return re.sub(rf"\b({'|'.join(exchange)})\b", lambda m: exchange[m[0]], text)
-
-
 class Documents:
     """Rows from a fixed list of documents, each encoded once as BOS ... EOS."""
 
@@ -111,11 +94,12 @@ class Stories:
 
     def __init__(self, stories: Iterable[str], tokenizer: Any) -> None:
         self.stories, self.tokenizer = list(stories), tokenizer
+        self.names = Names(self.stories)
 
     def __call__(self, rng: np.random.Generator, length: int) -> list[int]:
         row: list[int] = []
         while len(row) < length:
-            text = rename(self.stories[rng.integers(len(self.stories))], rng)
+            text = self.names.exchange(self.stories[rng.integers(len(self.stories))], rng)
             row += [*self.tokenizer(text)["input_ids"], self.tokenizer.eos_token_id]
         return row[:length]
 

@@ -17,21 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from qlab.story.batches import rename
+from qlab.story.names import NO_NAMES, Names, made_up_name, pronoun_of
 from qlab.story.world import generate, split_sentences
 from qlab.story.worldparts import words
 from qlab.story.worldparts.grammar import expand, polish
 from qlab.story.worldparts.patterns import shared
-
-# A hero is called by one word; these begin sentences and are no names.
-NO_NAMES = frozenset(
-    """The A An He She It They His Her Their Its One Once Then When But And So Every All In On At
-    There Long Mom Dad Mommy Daddy Mother Father Grandma Grandpa Mrs Mr Miss Old Little Far Do This
-    That What Who Where Why How You I We My Our Your If As After Before Now Today No Yes Not Oh Up
-    Down For From With To Of By Two Three Four Some Most Many Each Nobody Everybody Everyone King
-    Queen Princess Prince Captain Sir Lady Uncle Aunt Doctor Sunday Monday Tuesday Wednesday
-    Thursday Friday Saturday Christmas Spring Summer Winter""".split()
-)
 
 
 @dataclass(frozen=True)
@@ -53,7 +43,7 @@ def opening_of(text: str) -> Opening | None:
     """The opening of a story, or None where its hero or the hero's pronoun is not plain."""
     sentences = split_sentences(text)[:3]
     hero = _hero(text, " ".join(sentences[:2]))
-    pronoun = _pronoun(text)
+    pronoun = pronoun_of(text)
     two = sentences and re.search(r"\b[A-Z][a-z]+ and (?:[a-z]+ ){0,2}[A-Z]", sentences[0])
     if hero is None or pronoun is None or two:
         return None
@@ -74,14 +64,6 @@ def _hero(text: str, first: str) -> str | None:
     if not ranked and noun and len(re.findall(rf"\b[Tt]he {noun[1]}\b", text)) >= 3:
         return f"the {noun[1]}"
     return None
-
-
-def _pronoun(text: str) -> str | None:
-    he = len(re.findall(r"\b(?:he|him|his)\b", text, re.IGNORECASE))
-    she = len(re.findall(r"\b(?:she|her|hers)\b", text, re.IGNORECASE))
-    if max(he, she) < 2 or max(he, she) < 3 * min(he, she):
-        return None
-    return "he" if he > she else "she"
 
 
 def _closed(text: str, hero: str) -> bool:
@@ -118,20 +100,12 @@ def introduction(rng: random.Random) -> Opening:
     )
 
 
-def made_up_name(rng: np.random.Generator) -> str:
-    """A name that no list holds, of two or three syllables, so that names have to be copied."""
-    ends = ["", "", "n", "l", "s", "r", "k", "m"]
-    syllables = [
-        rng.choice(list("bcdfghjklmnprstvwz")) + rng.choice(list("aeiou"))
-        for _ in range(rng.integers(2, 4))
-    ]
-    return "".join([*syllables, rng.choice(ends)]).capitalize()
-
-
 class Bridges:
     """Rows of openings that go on as stories of the world."""
 
     def __init__(self, documents: Iterable[str], tokenizer: Any) -> None:
+        documents = list(documents)
+        self.names = Names(documents)
         found = [opening_of(text) for text in documents]
         self.openings = [opening for opening in found if opening is not None]
         self.tokenizer = tokenizer
@@ -156,7 +130,9 @@ class Bridges:
         ]
         first = " ".join(chosen.sentences[: usable[rng.integers(len(usable))]])
         # The same exchange of names in both parts: the hero's name rides along behind a mark.
-        first, _, hero = rename(f"{first}\n\n{chosen.hero}", rng).partition("\n\n")
+        also = [] if chosen.hero.startswith("the ") else [chosen.hero]
+        both = self.names.exchange(f"{first}\n\n{chosen.hero}", rng, also)
+        first, _, hero = both.partition("\n\n")
         if not hero.startswith("the ") and rng.random() < 0.3:
             fresh = made_up_name(rng)
             first, hero = re.sub(rf"\b{hero}\b", fresh, first), fresh

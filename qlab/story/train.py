@@ -185,7 +185,7 @@ def _loop(
             optimizer.param_groups[0]["lr"] = base * now
         ids = torch.from_numpy(batches(step)).to(device)
         with torch.autocast(device, torch.bfloat16):
-            loss = forward(input_ids=ids, labels=ids).loss
+            loss = forward(input_ids=ids, labels=ids, **apart(ids, tokenizer.bos_token_id)).loss
         if not math.isfinite(loss.item()):
             raise QlabError(
                 f"the loss became {loss.item()} at step {step}: "
@@ -208,6 +208,29 @@ def _loop(
         if done % t.checkpoint_every == 0 or done == t.steps:
             _save(out, model, optimizers, done, rows)
     return rows
+
+
+def apart(ids: torch.Tensor, bos: int) -> dict[str, torch.Tensor]:
+    """Keep the documents of a row from seeing each other.
+
+    A row holds two or three stories, one behind the other. Each is read as a reader's prompt will
+    be: from position 0, with nothing before it whose names could be mistaken for its own.
+
+    Args:
+        ids: (batch, sequence) token ids; a document begins at each ``bos``.
+        bos: the token that begins a document.
+
+    Returns: ``attention_mask``, bool (batch, 1, sequence, sequence), true where a query may look,
+        and ``position_ids``, int64 (batch, sequence), for the forward of transformers.
+    """
+    length = ids.shape[1]
+    starts = ids == bos
+    document = starts.cumsum(1)
+    place = torch.arange(length, device=ids.device).expand_as(ids)
+    first = torch.where(starts, place, 0).cummax(1).values
+    causal = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
+    mask = (document[:, None, :] == document[:, :, None]) & causal
+    return {"attention_mask": mask[:, None], "position_ids": place - first}
 
 
 @torch.no_grad()

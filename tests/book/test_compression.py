@@ -15,7 +15,7 @@ from qlab.compress.distill import divergence
 from qlab.compress.low_rank import half_of, rank_for
 from qlab.compress.magnitude import magnitude
 from tools.record_compress import CASES, INT4, KEEPS, RECORDS, SEEDS, STEPS, story_runs
-from tools.train_results import weights_key
+from tools.weights import weights_hash
 
 CHAPTER = Path(__file__).resolve().parents[2] / "book" / "compression.md"
 
@@ -102,7 +102,7 @@ def test_the_record_is_whole_and_of_these_weights(what):
     remedy = f"run tools/record_compress.py {what} --fresh"
     name = "compress.json" if what == "storyteller" else f"compress_{what}.json"
     record = json.loads((RECORDS / name).read_text(encoding="utf-8"))
-    assert record["weights"] == weights_key(), remedy
+    assert record["weights"] == weights_hash(), remedy
     found = [(run["name"], run.get("seed")) for run in record["runs"]]
     if what == "storyteller":
         wanted = [("none", None), *((name, None) for name in story_runs(qlab.story.load()))]

@@ -17,7 +17,8 @@ from sacrebleu.metrics import BLEU
 import qlab
 from qlab.evaluate import overlap
 from qlab.evaluate.tasks import answer_questions, make_questions
-from tools.record_evaluation import QUESTIONS, SCHEMES, SEED, weights_key
+from tools.record_evaluation import QUESTIONS, SCHEMES, SEED
+from tools.weights import weights_hash
 
 sentences = st.lists(st.sampled_from("the fox saw a red kite and Wren ran".split()), min_size=1)
 
@@ -122,7 +123,7 @@ def record():
 
 
 def test_the_record_is_of_these_weights(record):
-    assert record["about"]["weights"] == weights_key(), "run tools/record_evaluation.py"
+    assert record["about"]["weights"] == weights_hash(), "run tools/record_evaluation.py"
     assert record["about"]["questions"] == QUESTIONS and record["about"]["seed"] == SEED
     assert set(record["rows"]) == set(SCHEMES)
 

@@ -12,6 +12,7 @@ import pytest
 from qlab.viz.who_loads import tools_beside
 from tools import record_tools as toolbox
 from tools.toolbox.environments import ENVIRONMENTS, python_of
+from tools.weights import weights_hash
 
 RECORD = json.loads(toolbox.RECORD.read_text("utf-8"))
 AGAIN = "run tools/record_tools.py (make tools)"
@@ -20,7 +21,7 @@ SLOW = tuple(name for name in RECORD["ours"] if name not in QUICK)
 
 
 def test_the_record_is_of_the_weights_that_are_shipped():
-    assert RECORD["weights"] == toolbox.weights_hash(), AGAIN
+    assert RECORD["weights"] == weights_hash(), AGAIN
     assert (RECORD["texts"], RECORD["calibration"]) == (toolbox.TEXTS, toolbox.CALIBRATION), AGAIN
 
 

@@ -6,7 +6,8 @@ from importlib import resources
 
 import pytest
 
-from tools.record_vllm import FOLDERS, weights_hash
+from tools.record_vllm import FOLDERS
+from tools.weights import weights_hash
 
 RECORD = json.loads((resources.files("qlab") / "records" / "vllm.json").read_text("utf-8"))
 

@@ -5,7 +5,8 @@ from importlib import resources
 
 import pytest
 
-from tools.record_vllm import CONCURRENT, SERVED, common, summary, weights_hash
+from tools.record_vllm import CONCURRENT, SERVED, common, summary
+from tools.weights import weights_hash
 
 RECORD = json.loads((resources.files("qlab") / "records" / "vllm_serve.json").read_text("utf-8"))
 AGAIN = "run tools/record_vllm.py serve (see its top)"

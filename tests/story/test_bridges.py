@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlab.story.bridges import Bridges, introduction, made_up_name, opening_of
+from qlab.story.bridges import Bridges, introduction, opening_of
 from qlab.story.stories import texts
 from qlab.story.world import generate, split_sentences
 
@@ -105,13 +105,6 @@ def test_patterns_name_their_hero():
         assert re.search(rf"\b{opening.hero.removeprefix('the ')}\b", text), text
         assert text[0].isupper() or text[0] == '"'
         assert not re.search(r"[<>{}\[\]|]| [.,]|\ba [aeiou]", text), text
-
-
-def test_made_up_names_are_many():
-    rng = np.random.default_rng(0)
-    names = {made_up_name(rng) for _ in range(200)}
-    assert len(names) > 190
-    assert all(re.fullmatch("[A-Z][a-z]{3,8}", name) for name in names)
 
 
 def test_a_row_is_a_function_of_its_generator(bridges):

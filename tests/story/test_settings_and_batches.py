@@ -9,11 +9,10 @@ import pytest
 
 from qlab.errors import QlabError
 from qlab.story import batches, settings
-from qlab.story.batches import Batches, Documents, Echo, Stories, World, plain, read_corpus, rename
+from qlab.story.batches import Batches, Documents, Echo, Stories, World, plain, read_corpus
 from qlab.story.settings import DEFAULT, read_settings
 from qlab.story.stories import texts
 from qlab.story.tokenizer import BOS, EOS
-from qlab.story.worldparts import words
 
 
 def changed(tmp_path, old, new):
@@ -155,44 +154,6 @@ def test_a_corpus_that_is_no_text(tmp_path):
 def test_plain_text_has_straight_quotes_and_single_newlines():
     raw = "“Well—no,” said  the fox…\n\n* * *\n\n‘Yes’ – he _did_."
     assert plain(raw) == "\"Well - no,\" said the fox...\n'Yes' - he did."
-
-
-# --- names --------------------------------------------------------------------------------------
-
-
-def test_names_are_exchanged_within_their_list_and_everywhere():
-    rng = np.random.default_rng(0)
-    text = 'Lily and Tom saw a fox named Pip. "Pip!" said Lily. Lily\'s hat fell. Tom ran.'
-    seen = set()
-    for _ in range(50):
-        other = rename(text, rng)
-        girl, boy = re.match(r"(\w+) and (\w+) saw", other).groups()
-        animal = re.search(r"named (\w+)", other)[1]
-        assert (
-            girl in words.GIRLS and boy in words.BOYS and animal in words.ANIMAL_NAMES
-        ) and not {girl, boy, animal} & {"Lily", "Tom", "Pip"}
-        back = other.replace(girl, "Lily").replace(boy, "Tom").replace(animal, "Pip")
-        assert back == text
-        seen.add(girl)
-    assert len(seen) > 10
-
-
-def test_two_names_never_become_one():
-    rng = np.random.default_rng(1)
-    text = " ".join(words.GIRLS[:20] + words.BOYS[:20])
-    for _ in range(20):
-        assert len(set(rename(text, rng).split())) == 40
-
-
-def test_a_text_without_names_is_left_alone():
-    text = "Once there was a fox. It was red."
-    assert rename(text, np.random.default_rng(0)) == text
-
-
-def test_a_question_is_no_name():
-    """ "Will" is a name of the list, and a word."""
-    text = '"Will you come with me?" asked the fox. "Will it rain?"'
-    assert rename(text, np.random.default_rng(0)) == text
 
 
 # --- rows and batches ---------------------------------------------------------------------------
@@ -341,11 +302,3 @@ def test_an_echo_repeats_its_pieces_to_the_end_of_the_row(tokenizer):
         assert 4 <= len(unit) <= 48 and len(set(unit)) == len(unit)
         assert rest == (unit * 50)[:199]
         assert not set(unit) & set(tokenizer.all_special_ids)
-
-
-def test_words_that_look_like_names_keep_their_place():
-    text = 'Will you come? Honey dripped from the spoon. "Yes," said Lily, and Lily came.'
-    for seed in range(20):
-        found = rename(text, np.random.default_rng(seed))
-        assert found.startswith("Will you come? Honey dripped from the spoon.")
-        assert "Lily" not in found

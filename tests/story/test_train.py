@@ -6,12 +6,13 @@ import math
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from qlab.errors import QlabError
 from qlab.story import batches, load
+from qlab.story.average import average
 from qlab.story.settings import read_settings
-from qlab.story.train import COLUMNS, build_model, build_optimizers, rate, train
+from qlab.story.train import COLUMNS, apart, build_model, build_optimizers, rate, train
 
 CONFIG = """
 [model]
@@ -313,3 +314,39 @@ def test_a_fresh_model_knows_its_token_and_can_pass_it_on():
     embedded, last = states[0][0], states[-2][0]
     cosine = torch.nn.functional.cosine_similarity(embedded, last)
     assert cosine.mean() > 0.9
+
+
+def test_training_goes_on_from_the_mean_of_two_runs(begin, tmp_path):
+    one, two = begin("one", steps=3), begin("two", steps=3)
+    state = "checkpoint/state.safetensors"
+    other = load_file(two / state)
+    save_file({k: v + 0.01 if k.startswith("model.") else v for k, v in other.items()}, two / state)
+    mean = average([one, two], tmp_path / "mean")
+    before = load_file(mean / state)["model.model.norm.weight"]
+    assert (before - load_file(one / state)["model.model.norm.weight"]).abs().max() > 0.004
+    begin("mean", steps=3)  # nothing left to do: the model of the mean is written
+    written = load_file(mean / "model" / "model.safetensors")["model.norm.weight"]
+    assert torch.equal(written, before.to(torch.bfloat16))
+    begin("mean", steps=6)
+    assert json.loads((mean / "checkpoint" / "progress.json").read_text())["step"] == 6
+
+
+def test_documents_of_a_row_do_not_see_each_other(tiny):
+    """The logits of the second story of a row are those that it has alone."""
+    model, tokenizer = tiny
+    bos = tokenizer.bos_token_id
+    g = torch.Generator().manual_seed(0)
+    first, second, tail = (torch.randint(3, 90, (n,), generator=g) for n in (9, 14, 5))
+    start = torch.tensor([bos])
+    # A row may begin in the middle of a document.
+    row = torch.cat([tail, start, first, start, second])[None]
+    with torch.no_grad():
+        packed = model(input_ids=row, **apart(row, bos)).logits[0]
+        for at, part in (
+            (0, tail),
+            (5, torch.cat([start, first])),
+            (15, torch.cat([start, second])),
+        ):
+            alone = model(input_ids=part[None]).logits[0]
+            torch.testing.assert_close(packed[at : at + len(part)], alone, rtol=1e-4, atol=1e-5)
+        assert (model(input_ids=row).logits[0, 15:] - packed[15:]).abs().max() > 1e-3

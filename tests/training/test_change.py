@@ -14,7 +14,7 @@ from qlab.training import fake_layers, prepare
 from qlab.training.change import codes_change, output_change, rounding_error, weight_change
 from tests.models import random_model
 from tools.record_transition import RATES, RECORD, STEPS, WIDTHS, name_of, next_rate
-from tools.train_results import weights_key
+from tools.weights import weights_hash
 
 
 def model(seed=0):
@@ -131,7 +131,7 @@ def test_the_search_ends_with_the_best_rate_enclosed():
 
 
 def test_the_record_is_of_these_weights_and_of_the_script(record):
-    assert record["about"]["weights"] == weights_key(), "run tools/record_transition.py --fresh"
+    assert record["about"]["weights"] == weights_hash(), "run tools/record_transition.py --fresh"
     assert record["about"]["steps"] == STEPS
     for name, run in record["runs"].items():
         assert (

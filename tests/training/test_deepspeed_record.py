@@ -11,7 +11,7 @@ from qlab.training import TrainOptions, prepare, story_batches, train
 from qlab.training.processes import train_processes
 from qlab.training.zero import FLOAT32, zero_memory
 from tools.record_deepspeed import CONFIGS, RECORD, ROOT
-from tools.train_results import weights_key
+from tools.weights import weights_hash
 
 REMEDY = "run tools/record_deepspeed.py in DeepSpeed's environment"
 
@@ -22,7 +22,7 @@ def record():
 
 
 def test_the_record_is_of_these_weights_and_files(record):
-    assert record["weights"] == weights_key(), REMEDY
+    assert record["weights"] == weights_hash(), REMEDY
     assert set(record["versions"]) >= {"deepspeed", "torch", "transformers", "accelerate"}
     assert set(record["configs"]) == set(CONFIGS)
     for name, config in record["configs"].items():

@@ -8,7 +8,8 @@ from importlib import resources
 import numpy as np
 import pytest
 
-from tools.train_results import LOGS, RECORD, RUNS, SCHEMES, SEEDS, weights_key
+from tools.train_results import LOGS, RECORD, RUNS, SCHEMES, SEEDS
+from tools.weights import weights_hash
 
 RUNS_OF = {run.name: run for run in RUNS}
 # Share of what rounding to nearest loses that training must win back.
@@ -35,7 +36,7 @@ def test_each_run_is_one_of_the_script(record):
 
 
 def test_the_record_is_of_these_weights(record):
-    assert record["about"]["weights"] == weights_key(), "run tools/train_results.py --fresh"
+    assert record["about"]["weights"] == weights_hash(), "run tools/train_results.py --fresh"
 
 
 def test_each_training_has_its_log(record):
