@@ -22,7 +22,7 @@ export QLAB_CACHE ?= $(CURDIR)/_build/.cache
 export GOMP_SPINCOUNT ?= 3000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test check test-library test-book test-llama case-study train-results tools bench notebooks lab lock format clean
+.PHONY: help setup book test check test-library test-book test-llama case-study train-results records tools bench notebooks lab lock format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
@@ -79,6 +79,9 @@ train-results: $(INSTALLED)  ## train for low bits anew, and record it (half an 
 	$(BIN)/python tools/train_results.py
 	$(BIN)/python tools/record_compress.py storyteller
 	$(BIN)/python tools/record_compress.py students
+
+records: $(INSTALLED)  ## after new weights: make every record anew that depends on them
+	$(BIN)/python tools/remake_records.py $(RECORDS_ARGS)
 
 notebooks: $(INSTALLED)  ## write notebooks/*.ipynb for Colab from the chapters
 	@$(BIN)/python tools/make_notebooks.py

@@ -76,12 +76,13 @@ def seeded() -> dict[str, Any]:
 def story() -> dict[str, Any]:
     import qlab
     from qlab.gguf.convert import to_gguf
+    from tools.weights import weights_hash
 
     teller = qlab.story.load()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "f32.gguf"
         to_gguf(teller.model, teller.tokenizer, path, name="story")
-        found = {"model": quantizations(path), **telling(path, teller)}
+        found = {"weights": weights_hash(), "model": quantizations(path), **telling(path, teller)}
     print("recorded the storyteller")
     return found
 

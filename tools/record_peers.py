@@ -123,16 +123,6 @@ def scores(model: Any, story: Any, name: str) -> list[Any]:
     return score_texts(model, story.tokenizer, texts, context=CONTEXT, batch=4)
 
 
-def weights_hash(model: Any) -> str:
-    """Of all parameters of a model."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode() + value.contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def make(folder: Path) -> None:
     """The models as folders of Hugging Face, and the calibration tokens."""
     for name in MODELS:
@@ -277,6 +267,8 @@ def plain(model: Any, file: Path) -> Any:
 def measured(folder: Path, name: str) -> dict[str, Any]:
     """Scores of one model: unquantized, by qlab and by every tool."""
     from safetensors import safe_open
+
+    from qlab.study import weights_hash
 
     story = load(name)
     calibration = calibration_of(story, name)

@@ -8,6 +8,7 @@ import pytest
 from qlab import QlabError, quantize_model
 from qlab.evaluate.bootstrap import perplexity_ratio
 from qlab.evaluate.perplexity import TextScore, score_texts
+from qlab.study import weights_hash
 from tools import record_peers as peers
 
 RECORD = json.loads(peers.RECORD.read_text("utf-8"))
@@ -33,7 +34,7 @@ def ratio(one, other, word):
 
 
 def test_the_record_is_of_the_weights_that_are_shipped(story):
-    made_of = peers.weights_hash(story.model)
+    made_of = weights_hash(story.model)
     assert STORY["weights"] == made_of, "run tools/record_peers.py again (see its top)"
 
 
