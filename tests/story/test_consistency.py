@@ -53,8 +53,8 @@ def test_every_aspect_finds_evidence():
         for aspect in ASPECTS:
             found[aspect] += getattr(result, aspect) is not None
     assert found["hero"] == len(CUTS)
-    # Only one plot in thirty has a promise of the list.
-    assert min(found.values()) >= 10, found
+    # Only one plot in eighty has a promise of the list.
+    assert min(found.values()) >= 3, found
 
 
 def test_facts_alone_will_do():

@@ -72,7 +72,7 @@ def test_bad_names_are_refused_with_a_remedy():
 
 def test_every_plot_is_told():
     assert {s.plot for s in MANY} == set(plot_names())
-    assert len(plot_names()) >= 30
+    assert len(plot_names()) >= 80
     assert all(generate(7, name).plot == name for name in plot_names())
 
 
@@ -212,7 +212,7 @@ def test_counts_add_up():
             left = words.NUMBERS.index(facts.number_left)
             assert left + 2 == words.NUMBERS.index(facts.number)
             looked += 1
-    assert looked > 40
+    assert looked > 15
 
 
 def test_an_opening_and_its_rest_are_the_story():
