@@ -41,8 +41,8 @@ def read_stories(language: str = "en") -> list[Story]:
 def unread_stories() -> list[Story]:
     """English stories that the shipped weights have not read, in a fixed order.
 
-    They are as simple as most of the training stories, and simpler than the validation stories: to
-    measure on, and for the next training to begin with.
+    They are from the same hands as the last stories that went into training: to measure on, and for
+    the next training to begin with.
     """
     return _read(UNREAD)
 

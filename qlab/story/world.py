@@ -79,20 +79,34 @@ PRONOUNS = {"he": ("he", "him", "his", "himself"), "she": ("she", "her", "her", 
 # Plots that need the open air.
 OUTDOORS = set(
     """journey grow rivals contest storm stranger rescue echo errand seat build found
-    mistaken""".split()
+    mistaken kite umbrella parade medal wagon stall feast prank thief tower""".split()
 )
 # Plots in which the hero does not feel bad: the friend does, or nobody.
 CHEERFUL = {"gift", "stranger", "trade"}
 # What a shared line may not hold, and the plots that it does not fit.
 UNFIT = {
-    "best friend": {"stranger", "storm", "wish", "trade", "guest", "found", "mistaken", "share"},
-    "<food>": {"trade", "guest", "share", "rescue", "errand", "hide"},  # food or time is short
-    " home": {"mess", "guest", "sibling"},  # the hero is there already, alone in "guest"
+    "best friend": set(
+        """stranger storm wish trade guest found mistaken share moving newcomer goodbye
+        rumor""".split()
+    ),
+    # Food or time is short, or the mouth is not free.
+    "<food>": set(
+        """trade guest share rescue errand hide costume tooth stall picnic fog boat""".split()
+    ),
+    # The hero is there already (alone in "guest"), or has just left it.
+    " home": {"mess", "guest", "sibling", "moving", "goodbye"},
+    # The hero has lost the voice, or may not use it.
+    "{hummed|sang}": {"bet", "cold", "costume"},
+    "{Good day|Hello}": {"bet", "cold", "costume"},
     "felt so <down>": CHEERFUL,
 }
 # What is hidden or lost is found at the spot; by the hero, the friend (or not as a fact).
 FOUND_BY = {"lost": "friend", "hide": "friend", "letter": "hero", "collection": "hero"}
 SPOTS = FOUND_BY.keys() | {"gift", "secret"}
+# Plots that make their own weather.
+WEATHER = set("snow flood picnic kite umbrella fog swim sleepless camp pet".split())
+# Plots in which somebody hides.
+HIDDEN = {"hide", "hiccups", "haircut", "prank"}
 # Some are taken away, or given.
 LESS = {"lie", "share", "collection"}
 
@@ -220,7 +234,7 @@ def _context(
         "object": thing,
         "color": rng.choice(w.COLORS),
         "material": rng.choice(w.MATERIALS),
-        "spot": rng.choice(w.HIDING if plot == "hide" else w.PLACES[place][1]),
+        "spot": rng.choice(w.HIDING if plot in HIDDEN else w.PLACES[place][1]),
         "promise": promise,
         "number": w.NUMBERS[number],
         "left": w.NUMBERS[number - given],
@@ -286,11 +300,12 @@ def _tell(
 ) -> str:
     """Choose a line of every beat, with small scenes between, and join them to paragraphs."""
     parts = shared()
-    openings = [p for p in parts["openings"] if outdoors or "<Weather>" not in p]
+    weather = outdoors and plot not in WEATHER
+    openings = [p for p in parts["openings"] if weather or "<Weather>" not in p]
     lines = [] if introduced else [rng.choice(openings)]
     if rng.random() < (0.3 if introduced else 0.6):
         lines.append(rng.choice(_fitting(parts["traits"], plot)))
-    if outdoors and not any("<Weather>" in x for x in lines) and rng.random() < 0.35:
+    if weather and not any("<Weather>" in x for x in lines) and rng.random() < 0.35:
         lines.append(rng.choice(parts["weather_beats"]))
     scenes = rng.sample(_fitting(parts["scenes"], plot), 2)
     for i, beat in enumerate(plots()[plot]):

@@ -226,6 +226,12 @@ WEATHER = {
 # How the hero feels when things go wrong: what fits any plot, and what fits one.
 FEELINGS_DOWN = "sad worried upset unhappy gloomy".split()
 FEELINGS_OF_PLOT = {
+    "shadow": ["scared", "afraid", "nervous"],
+    "camp": ["scared", "afraid", "nervous"],
+    "prank": ["ashamed", "sorry", "guilty"],
+    "marble": ["ashamed", "sorry", "guilty"],
+    "book": ["ashamed", "sorry", "scared"],
+    "medal": ["ashamed", "guilty", "torn"],
     "broken": ["ashamed", "sorry", "scared"],
     "borrowed": ["tired", "torn", "ashamed"],
     "promise": ["ashamed", "sorry", "scared"],
