@@ -93,8 +93,8 @@ def card(found: dict, log: list[dict[str, str]], corpora: list[str], notes: str)
         "## Training",
         "",
         f"{int(last['tokens']) / 1e6:.1f} million tokens in {last['step']} steps. Matrices of the "
-        "layers by Muon, the rest by AdamW; the sources and rates of the last stage are in `qlab/story/config.toml`, the "
-        "curve in `log.csv` and `loss.svg`.",
+        "layers by Muon, the rest by AdamW; the sources and rates of the last stage are in "
+        "`qlab/story/config.toml`, the curve in `log.csv` and `loss.svg`.",
         "",
         "Data:",
         "",

@@ -9,7 +9,7 @@ to the old ones, and tests fail until they are made anew. Each job is a script t
 called alone; its output goes to _build/records/NAME.log. Jobs run beside each other with one thread
 each, those marked *alone* after all others. Tools whose requirements conflict with the book's have
 environments in ``--envs`` (see tools/toolbox/environments.py, and the tops of the scripts).
-Everything takes about an hour and a half on two quiet cores.
+By the times that the scripts state, everything takes an hour and a half to two on two quiet cores.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ if __name__ == "__main__":
 
 from tools.weights import weights_hash  # noqa: E402  (after the path above)
 
-RECORDS = ROOT / "qlab" / "records"
 LOGS = ROOT / "_build" / "records"
 
 
@@ -117,7 +116,7 @@ def hashes_in(found: Any) -> set[str]:
 
 
 def _is_hash(value: Any) -> bool:
-    return isinstance(value, str) and len(value) >= 16 and set(value) <= set("0123456789abcdef")
+    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
 
 
 def stale() -> list[str]:

@@ -1,7 +1,7 @@
 """Average the weights of several runs that began with the same weights.
 
 Runs that part from one point and read other rows end at different points around the same valley.
-Their mean lies deeper in it than any of them (model soups, Wortsman et al. 2022,
+Their mean often lies deeper in it than any of them (model soups, Wortsman et al. 2022,
 arXiv:2203.05482), and it costs what one model costs. On a machine with many processors the runs go
 side by side, and going on from the mean is how training is spread over machines that seldom talk
 (local SGD, Stich 2019, arXiv:1805.09767).
@@ -57,6 +57,10 @@ def average(runs: Sequence[str | Path], out: str | Path) -> Path:
 
 def _state(run: Path) -> dict[str, torch.Tensor]:
     file = run / "checkpoint" / "state.safetensors"
-    if not file.is_file() or not (run / "checkpoint" / "progress.json").is_file():
-        raise QlabError(f"no checkpoint in {run}: name folders that 'qlab story train' wrote")
+    for needed in (file, file.with_name("progress.json"), run / "tokenizer" / "tokenizer.json"):
+        if not needed.is_file():
+            raise QlabError(
+                f"no {needed.relative_to(run)}: no checkpoint in {run} to average; "
+                "name folders that 'qlab story train' wrote"
+            )
     return load_file(file)

@@ -68,6 +68,9 @@ def test_unlike_runs_are_refused_and_nothing_is_written(runs, tmp_path, capsys):
     shutil.rmtree(runs[1] / "checkpoint")
     assert main(["story", "average", *map(str, runs), "--out", str(out)]) == 2
     assert f"no checkpoint in {runs[1]}" in capsys.readouterr().err
+    (runs[0] / "tokenizer" / "tokenizer.json").unlink()
+    with pytest.raises(QlabError, match=r"no tokenizer/tokenizer\.json"):
+        average(runs[:1], out)
     with pytest.raises(QlabError, match="nothing to average"):
         average([], out)
     assert not out.exists()
