@@ -65,12 +65,14 @@ class Row:
 # Two ways to one goal: rounding of single weights differs, and so does the luck of a small sample.
 LUCK = "another order of the same method leaves other codes, and none of them is the right one"
 SAME = "the same codes by the same formula; sums of float32 and scales of float16 differ"
+TOGETHER = "it learns the layers of a block together, qlab each by itself"
+BLOCKS = "inputs are rounded to 8 bits in blocks, those of the 6-bit output layer too"
 ROWS = {
     "gptqmodel int4-g128": Row("gptqmodel", "gptq", 0.04, LUCK),
     "llm-compressor W4A16": Row("llmcompressor", "gptq", 0.04, LUCK),
     "llm-compressor W8A8": Row("llmcompressor", "smoothquant W8A8", 0.02, LUCK),
     "autoawq int4-asym-g128": Row("awq", "awq", 0.04, LUCK),
-    "auto-round W4A16": Row("autoround", "autoround", 0.04, LUCK),
+    "auto-round W4A16": Row("autoround", "autoround", 0.04, TOGETHER),
     "hqq int4-g64": Row("hqq", "hqq", 0.01, SAME),
     "quanto qint8": Row("quanto", "rtn int8", 0.005, SAME),
     "quanto qint4": Row("quanto", "rtn int4-asym", 0.03, "its zero points are real numbers"),
@@ -84,11 +86,9 @@ ROWS = {
     ),
     "ctranslate2 int8": Row("ctranslate2", "rtn W8A8", 0.02, "embeddings and head are int8 too"),
     "llama.cpp Q8_0": Row("llamacpp", "gguf q8_0", 0.005, "keys and values of float16"),
-    "llama.cpp Q4_0": Row("llamacpp", "gguf q4_0", 0.01, "inputs are rounded to Q8 blocks"),
-    "llama.cpp Q4_K_M": Row("llamacpp", "gguf q4_k_m", 0.01, "inputs are rounded to Q8 blocks"),
-    "llama.cpp Q4_K_M imatrix": Row(
-        "llamacpp", "gguf q4_k_m imatrix", 0.01, "inputs are rounded to Q8 blocks"
-    ),
+    "llama.cpp Q4_0": Row("llamacpp", "gguf q4_0", 0.03, BLOCKS),
+    "llama.cpp Q4_K_M": Row("llamacpp", "gguf q4_k_m", 0.03, BLOCKS),
+    "llama.cpp Q4_K_M imatrix": Row("llamacpp", "gguf q4_k_m imatrix", 0.03, BLOCKS),
 }
 # Name -> (method, scheme, activations, options); gguf ones are made by ``ours``.
 OURS: dict[str, tuple[str, str, str | None, dict[str, Any]]] = {
