@@ -134,9 +134,9 @@ def test_rotation_mends_outliers_that_a_norm_makes(four_bits):
 
 
 def test_the_storytellers_outliers_stand_before_down_proj(four_bits):
-    """Measured: 27.0 without rotation, 25.5 to 27.7 with the seeds 0 to 2, and 23.3 with down_proj's
-    input turned too. What the norms pass on has hardly any outliers, so turning it alone changes
-    little either way."""
+    """Measured: 27.0 without rotation, 25.5 to 27.7 with the seeds 0 to 2, and 23.3 with the input
+    of down_proj turned too. What the norms pass on has hardly any outliers, so turning it alone
+    changes little either way."""
     plain = four_bits("rtn")
     assert four_bits("rotation") < 1.3 * plain
     assert four_bits("rotation", RotationOptions(online=True)) < 0.9 * plain
