@@ -274,7 +274,12 @@ def test_onnxruntime_dynamic(exported, noise, tmp_path):
     story, file, _, _ = exported
     out = tmp_path / "dynamic.onnx"
     quantize_dynamic(
-        file, out, nodes_to_exclude=["lm_head"], weight_type=QuantType.QInt8, per_channel=True
+        file,
+        out,
+        op_types_to_quantize=["MatMul"],  # else the table of embeddings gets one scale for all
+        nodes_to_exclude=["lm_head"],
+        weight_type=QuantType.QInt8,
+        per_channel=True,
     )
     small, _ = qlab.quantize_model(
         story.model, "rtn", "int8-channel", activations="uint8-tensor", observer="dynamic"
