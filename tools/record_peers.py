@@ -123,9 +123,9 @@ def scores(model: Any, story: Any, name: str) -> list[Any]:
     return score_texts(model, story.tokenizer, texts, context=CONTEXT, batch=4)
 
 
-def make(folder: Path) -> None:
+def make(folder: Path, models: list[str]) -> None:
     """The models as folders of Hugging Face, and the calibration tokens."""
-    for name in MODELS:
+    for name in models:
         out = folder / name
         if (out / "calibration.json").exists():
             continue
@@ -334,7 +334,7 @@ def main() -> None:
     args = parser.parse_args()
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
     if args.what == "make":
-        make(args.folder)
+        make(args.folder, args.models)
     elif args.what == "record":
         record(args.folder, args.models)
     else:

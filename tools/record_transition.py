@@ -17,10 +17,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)
+
+from tools.weights import weights_hash  # noqa: E402  (after the path above)
+
 RECORD = ROOT / "qlab" / "records" / "transition.json"
 # bits -> scheme and method; 1 stands for ternary, as in train_results.
 WIDTHS = {
@@ -98,7 +104,6 @@ def keep(name: str, run: dict[str, Any]) -> None:
     import torch
 
     from qlab.files import new_file
-    from tools.weights import weights_hash
 
     record = read()
     record["runs"][name] = run
@@ -132,7 +137,6 @@ def main() -> None:
     import torch
 
     import qlab
-    from tools.weights import weights_hash
 
     torch.set_num_threads(1)
     record = read()

@@ -53,6 +53,16 @@ def test_commands_are_scripts_and_name_their_records(name, tmp_path):
         assert stem in text or all(re.search(rf"\b{part}", text) for part in parts), record
 
 
+def test_scripts_that_import_others_find_them():
+    """Called by its path, a script sees its own folder, not the root."""
+    scripts = {c[1] for job in JOBS.values() for c in commands_of(job, ROOT, ROOT)}
+    texts = {script: (ROOT / script).read_text() for script in scripts}
+    importing = [script for script, text in texts.items() if "from tools." in text]
+    assert len(importing) >= 5
+    for script in importing:
+        assert re.search(r"sys\.path(\[0\] = |\.insert\(0, )str\(ROOT\)", texts[script]), script
+
+
 def test_what_fails_is_named_with_its_log(tmp_path, monkeypatch, capsys):
     ends = tmp_path / "ends.py"
     ends.write_text("import sys; print('so it goes'); sys.exit(int(sys.argv[1]))")
