@@ -130,9 +130,7 @@ def test_perplexity_of_a_file_is_that_of_its_weights(story, tmp_path, mix, broug
     assert qlab.engine.load(tmp_path / "s.gguf", exact=True).perplexity(texts) == pytest.approx(
         theirs, rel=1e-5
     )
-    assert qlab.engine.load(tmp_path / "s.gguf").perplexity(texts) == pytest.approx(
-        theirs, rel=rel
-    )
+    assert qlab.engine.load(tmp_path / "s.gguf").perplexity(texts) == pytest.approx(theirs, rel=rel)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
