@@ -32,6 +32,7 @@ class TrainingSettings:
     muon_lr: float
     muon_weight_decay: float
     adamw_lr: float
+    feature_limit: float
     evaluate_every: int
     checkpoint_every: int
 

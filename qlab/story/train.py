@@ -196,6 +196,8 @@ def _loop(
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        if t.feature_limit:
+            bring_in(model.model.embed_tokens.weight, t.feature_limit)
         mean, count = mean + loss.item(), count + 1
         bar.set_postfix(loss=f"{mean / count:.3f}")
         done = step + 1
@@ -208,6 +210,25 @@ def _loop(
         if done % t.checkpoint_every == 0 or done == t.steps:
             _save(out, model, optimizers, done, rows)
     return rows
+
+
+@torch.no_grad()
+def bring_in(embeddings: torch.Tensor, limit: float, share: float = 0.003) -> None:
+    """Make features smaller, by a little, that are far larger than the others. In place.
+
+    AdamW moves each number by about the rate, however large the number has become. So one feature
+    of the embeddings can grow for as long as training goes on, until all tokens hold nearly the
+    same large value there. It tells the layers nothing that a bias would not, and it takes the
+    range of every group that it is quantized with.
+
+    Args:
+        embeddings: (vocabulary, hidden_size).
+        limit: a feature's root mean square over the tokens may be this many times the median of
+            all features'.
+        share: what a feature beyond it loses a step: little, so that the layers can follow.
+    """
+    size = embeddings.square().mean(0).sqrt()
+    embeddings[:, size > limit * size.median()] *= 1 - share
 
 
 def apart(ids: torch.Tensor, bos: int) -> dict[str, torch.Tensor]:

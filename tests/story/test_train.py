@@ -12,7 +12,7 @@ from qlab.errors import QlabError
 from qlab.story import batches, load
 from qlab.story.average import average
 from qlab.story.settings import read_settings
-from qlab.story.train import COLUMNS, apart, build_model, build_optimizers, rate, train
+from qlab.story.train import COLUMNS, apart, bring_in, build_model, build_optimizers, rate, train
 
 CONFIG = """
 [model]
@@ -39,6 +39,7 @@ decay = 0.5
 muon_lr = 0.02
 muon_weight_decay = 0.1
 adamw_lr = 0.003
+feature_limit = 4
 evaluate_every = 3
 checkpoint_every = 3
 """
@@ -350,3 +351,32 @@ def test_documents_of_a_row_do_not_see_each_other(tiny):
             alone = model(input_ids=part[None]).logits[0]
             torch.testing.assert_close(packed[at : at + len(part)], alone, rtol=1e-4, atol=1e-5)
         assert (model(input_ids=row).logits[0, 15:] - packed[15:]).abs().max() > 1e-3
+
+
+def test_a_far_feature_comes_in_and_the_others_stay():
+    weight = torch.randn(50, 16, generator=torch.Generator().manual_seed(0))
+    weight[:, 5] = 30
+    before = weight.clone()
+    bring_in(weight, 4, share=0.1)
+    others = [i for i in range(16) if i != 5]
+    assert torch.equal(weight[:, others], before[:, others])
+    assert torch.allclose(weight[:, 5], 0.9 * before[:, 5])
+    for _ in range(40):
+        bring_in(weight, 4, share=0.1)
+    sizes = weight.square().mean(0).sqrt()
+    # It stops within one step of the limit, and does not go on to zero.
+    assert 0.9 * 4 <= sizes[5] / sizes.median() <= 4
+
+
+@pytest.mark.parametrize(("limit", "least", "most"), [(0, 29.9, 30.1), (4, 28, 29.8)])
+def test_training_brings_a_far_feature_in_where_a_limit_is_set(tmp_path, limit, least, most):
+    config = tmp_path / "config.toml"
+    config.write_text(CONFIG.replace("feature_limit = 4", f"feature_limit = {limit}"))
+    first = train(tmp_path / "first", config=config, steps=1, device="cpu") / "model"
+    weights = load_file(first / "model.safetensors")
+    weights["model.embed_tokens.weight"][:, 9] = 30
+    save_file(weights, first / "model.safetensors", metadata={"format": "pt"})
+    run = train(tmp_path / "run", config=config, device="cpu", start_from=first)
+    found = load_file(run / "checkpoint" / "state.safetensors")["model.model.embed_tokens.weight"]
+    # Six steps of 0.3% where the limit is set; AdamW's own are 0.003 at most.
+    assert least < found[:, 9].abs().mean() < most
