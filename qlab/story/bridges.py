@@ -52,10 +52,14 @@ def opening_of(text: str) -> Opening | None:
 
 
 def _hero(text: str, first: str) -> str | None:
-    """Who is introduced as "named X", else the name that occurs most, else "the NOUN"."""
-    if named := re.search(r"\b(?:named|called) ([A-Z][a-z]+)\b", first):
+    """Who is introduced as "named X", else the name that occurs most, else "the NOUN".
+
+    Of several words with capitals in a row the last is the name: Nib of "Captain Nib".
+    """
+    if named := re.search(r"\b(?:named|called) (?:[A-Z][a-z]+ )*([A-Z][a-z]+)\b", first):
         return named[1]
-    names = [n for n in re.findall(r"\b[A-Z][a-z]+\b", text) if n not in NO_NAMES]
+    names = re.findall(r"\b[A-Z][a-z]+\b(?! [A-Z][a-z]+\b)", text)
+    names = [n for n in names if n not in NO_NAMES]
     ranked = sorted({n for n in names if n in first}, key=lambda n: (-names.count(n), n))
     if ranked and names.count(ranked[0]) >= 3:
         return ranked[0]

@@ -51,6 +51,21 @@ def test_a_hero_without_a_name():
 
 
 @pytest.mark.parametrize(
+    ("first", "hero"),
+    [
+        ("A dog was named Captain Nib. ", "Nib"),
+        ("Tall Einar told a story. ", "Einar"),
+        ("Baby Moog was as tall as a church. ", "Moog"),
+        ("Then King Rollo got up. ", "Rollo"),
+    ],
+)
+def test_of_a_title_and_a_name_the_name_is_the_hero(first, hero):
+    whole = re.search(r"(Captain|Tall|Baby|King) [A-Z][a-z]+", first)[0]
+    text = f"{first}He had a boat. {whole} sat in it. His boat was red. Then {whole} sang."
+    assert opening_of(text).hero == hero
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "",
