@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qlab.story.consistency import consistency, consistency_of
 from qlab.story.model import Storyteller, load
-from qlab.story.stories import Story, corpus, read_stories, texts, unread_stories
+from qlab.story.stories import Story, corpus, next_stories, read_stories, texts, unread_stories
 from qlab.story.telling import tell
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "consistency_of",
     "corpus",
     "load",
+    "next_stories",
     "read_stories",
     "tell",
     "texts",

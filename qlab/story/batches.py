@@ -15,7 +15,7 @@ import numpy as np
 
 from qlab.errors import QlabError
 from qlab.story.names import Names
-from qlab.story.stories import texts
+from qlab.story.stories import next_stories, texts
 from qlab.story.worldparts import words
 
 Rows = Callable[[np.random.Generator, int], list[int]]
@@ -177,5 +177,6 @@ def tokenizer_texts(documents: dict[str, list[str]]) -> Iterable[str]:
 
 
 def project_documents() -> dict[str, list[str]]:
-    """The training split of the project's stories, by source name."""
-    return {"stories": texts("train"), "stories_zh": texts("train", "zh")}
+    """The project's stories to train on, by source name: the training split and newer ones."""
+    stories = [*texts("train"), *(s.text for s in next_stories())]
+    return {"stories": stories, "stories_zh": texts("train", "zh")}

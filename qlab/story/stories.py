@@ -3,7 +3,9 @@
 ``data/stories.jsonl`` (English) and ``data/stories_zh.jsonl`` (Chinese) hold one JSON object a
 line: ``id``, ``split`` (train, calibration, validation or test), ``tags`` (hero, place, problem,
 feeling, ending) and ``text``. ``data/stories_unread.jsonl`` holds more English ones in the same
-form, whose split is ``unread``: the shipped weights were not trained on them. License: CC BY 4.0.
+form, whose split is ``unread``: no weights were trained on them. ``data/stories_next.jsonl`` holds
+those that came after the shipped weights, whose split is ``next``: training reads them beside the
+training split, and they join it when its weights are released. License: CC BY 4.0.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from qlab.story.hub import hub_answers
 SPLITS = ("train", "calibration", "validation", "test")
 FILES = {"en": "stories.jsonl", "zh": "stories_zh.jsonl"}
 UNREAD = "stories_unread.jsonl"
+NEXT = "stories_next.jsonl"
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,14 @@ def read_stories(language: str = "en") -> list[Story]:
 def unread_stories() -> list[Story]:
     """English stories that the shipped weights have not read, in a fixed order.
 
-    They are from the same hands as the last stories that went into training: to measure on, and for
-    the next training to begin with.
+    They are from the same hands as the last stories that went into training: to measure on.
     """
     return _read(UNREAD)
+
+
+def next_stories() -> list[Story]:
+    """English stories for the next training, in a fixed order: newer than the shipped weights."""
+    return _read(NEXT)
 
 
 def _read(name: str) -> list[Story]:

@@ -11,7 +11,7 @@ from qlab.errors import QlabError
 from qlab.story import batches, settings
 from qlab.story.batches import Batches, Documents, Echo, Stories, World, plain, read_corpus
 from qlab.story.settings import DEFAULT, read_settings
-from qlab.story.stories import texts
+from qlab.story.stories import next_stories, texts
 from qlab.story.tokenizer import BOS, EOS
 
 
@@ -282,9 +282,10 @@ def test_the_tokenizer_reads_every_source():
     assert len(found) > 3000
 
 
-def test_project_documents_are_the_training_split_only():
+def test_project_documents_are_the_training_split_and_newer_stories():
     found = batches.project_documents()
-    assert found == {"stories": texts("train"), "stories_zh": texts("train", "zh")}
+    assert found["stories_zh"] == texts("train", "zh")
+    assert found["stories"] == [*texts("train"), *(s.text for s in next_stories())]
     held_out = {t for split in ("calibration", "validation", "test") for t in texts(split)}
     assert not held_out & set(found["stories"])
 

@@ -11,7 +11,17 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from qlab.errors import QlabError
-from qlab.story.stories import FILES, SPLITS, UNREAD, read_stories, texts, unread_stories
+from qlab.story.batches import project_documents
+from qlab.story.stories import (
+    FILES,
+    NEXT,
+    SPLITS,
+    UNREAD,
+    next_stories,
+    read_stories,
+    texts,
+    unread_stories,
+)
 
 LANGUAGES = ["en", "zh"]
 TAGS = {"hero", "place", "problem", "feeling", "ending"}
@@ -25,17 +35,20 @@ def shingles(text, language):
     return {tuple(found[i : i + 5]) for i in range(len(found) - 4)}
 
 
-def similarity(every):
+def most_similar(every):
+    """The largest share of shingles (Jaccard) that two sets have in common, and which two."""
     known, rows, columns = {}, [], []
     for i, found in enumerate(every):
         rows += [i] * len(found)
         columns += [known.setdefault(s, len(known)) for s in found]
     shape = (len(every), len(known))
     matrix = csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape=shape)
-    common, sizes = (matrix @ matrix.T).toarray(), np.asarray(matrix.sum(1)).ravel()
-    similar = common / (sizes[:, None] + sizes[None, :] - common)
-    np.fill_diagonal(similar, 0)
-    return similar
+    sizes = np.asarray(matrix.sum(1)).ravel()
+    common = (matrix @ matrix.T).tocoo()  # only pairs that share something
+    a, b = common.row, common.col
+    similar = np.where(a < b, common.data / (sizes[a] + sizes[b] - common.data), 0)
+    at = int(similar.argmax())
+    return float(similar[at]), int(a[at]), int(b[at])
 
 
 @pytest.mark.parametrize(("language", "least"), [("en", 600), ("zh", 60)])
@@ -68,7 +81,7 @@ def test_every_story_is_in_one_split_and_every_split_has_some(language):
 
 
 def english():
-    return [*read_stories("en"), *unread_stories()]
+    return [*read_stories("en"), *unread_stories(), *next_stories()]
 
 
 def test_unread_stories_are_in_no_other_split():
@@ -79,6 +92,13 @@ def test_unread_stories_are_in_no_other_split():
     ) + len(read_stories("zh"))
     begins = Counter(" ".join(s.text.split()[:3]).lower() for s in unread)
     assert begins.most_common(1)[0][1] <= len(unread) / 12
+
+
+def test_training_reads_the_next_stories_too_and_nothing_that_is_held_out():
+    assert {s.split for s in next_stories()} <= {"next"}
+    read = set(project_documents()["stories"])
+    held_out = [*texts("validation"), *texts("test"), *(s.text for s in unread_stories())]
+    assert not read & set(held_out)
 
 
 def test_english_stories_have_100_to_250_words():
@@ -108,7 +128,7 @@ def test_every_story_has_its_five_tags(language):
         assert all(v == v.strip() and v for v in story.tags.values()), story.id
 
 
-@pytest.mark.parametrize("name", [*FILES.values(), UNREAD])
+@pytest.mark.parametrize("name", [*FILES.values(), UNREAD, NEXT])
 def test_lines_hold_an_object_each_with_the_same_keys(name):
     file = resources.files("qlab.story").joinpath("data", name)
     lines = file.read_text("utf-8").splitlines()
@@ -118,9 +138,8 @@ def test_lines_hold_an_object_each_with_the_same_keys(name):
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_no_story_is_like_another(language):
     stories = english() if language == "en" else read_stories(language)
-    similar = similarity([shingles(s.text, language) for s in stories])
-    a, b = np.unravel_index(similar.argmax(), similar.shape)
-    assert similar.max() < SHARED, (stories[a].id, stories[b].id)
+    share, a, b = most_similar([shingles(s.text, language) for s in stories])
+    assert share < SHARED, (stories[a].id, stories[b].id)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -132,14 +151,15 @@ def test_the_measure_sees_a_story_with_other_names(language):
     else:
         other = one.text[: len(one.text) // 2] + rest[0].text
     assert other != one.text
-    assert similarity([shingles(t, language) for t in (one.text, other)]).max() > SHARED
+    assert most_similar([shingles(t, language) for t in (one.text, other)])[0] > SHARED
 
 
 def test_openings_vary():
     """One beginning of three words for at most a twelfth of the stories: those with which readers
     like to begin ("There was once") are common on purpose. All others are rare."""
-    begins = Counter(" ".join(s.text.split()[:3]).lower() for s in read_stories("en"))
-    count = len(read_stories("en"))
+    stories = [*read_stories("en"), *next_stories()]
+    begins = Counter(" ".join(s.text.split()[:3]).lower() for s in stories)
+    count = len(stories)
     assert begins.most_common(1)[0][1] <= count / 12, begins.most_common(3)
     assert begins.most_common(9)[-1][1] <= 0.02 * count, begins.most_common(9)
     assert len(begins) > 0.4 * count
@@ -155,5 +175,6 @@ def test_what_is_not_there_is_refused_with_a_remedy():
 def test_the_changelog_counts_the_stories():
     root = Path(__file__).resolve().parents[2]
     counts = {language: len(read_stories(language)) for language in LANGUAGES}
-    said = f"{counts['en']:,} stories and {counts['zh']} in Chinese"
-    assert said in (root / "CHANGELOG.md").read_text(encoding="utf-8")
+    changelog = (root / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"{counts['en']:,} stories and {counts['zh']} in Chinese" in changelog
+    assert f"`qlab.story.next_stories()`: {len(next_stories()):,} stories" in changelog
