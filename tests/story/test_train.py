@@ -51,11 +51,15 @@ class Interrupted(Exception):
 
 @pytest.fixture(autouse=True)
 def few_stories(monkeypatch):
-    """Four stories to evaluate on: enough to check a number, quick to read."""
+    """A few stories to train and to evaluate on: enough to check a number, quick to read."""
+    from qlab.story import batches
     from qlab.story import train as module
 
-    whole = module.texts
+    whole, documents = module.texts, batches.project_documents
     monkeypatch.setattr(module, "texts", lambda split: whole(split)[:4])
+    monkeypatch.setattr(
+        batches, "project_documents", lambda: {k: v[:400] for k, v in documents().items()}
+    )
 
 
 @pytest.fixture(scope="module")
