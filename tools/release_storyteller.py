@@ -3,13 +3,18 @@
     python tools/release_storyteller.py runs/storyteller --corpus fairy_stories.jsonl ...
 
 Writes qlab/story/data/storyteller/: bfloat16 weights, configuration, tokenizer, the log of the run,
-its loss curve, and README.md with what was measured on the weights as they are shipped.
+its loss curve, and README.md with what was measured on the weights as they are shipped. The stories
+of ``qlab.story.next_stories()``, which the run has read, join the training split.
+
+What the card says of the run is given by ``--corpus`` and ``--notes``, or lies beside it in
+``corpora.txt`` (a line each) and ``notes.md``.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -17,8 +22,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from qlab.files import new_file
+from qlab.story.stories import FILES, NEXT
+
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "qlab" / "story" / "data" / "storyteller"
+STORIES = OUT.parent
 SAMPLES = 20
 
 
@@ -141,6 +150,23 @@ def card(found: dict, log: list[dict[str, str]], corpora: list[str], notes: str)
     return "\n".join(lines)
 
 
+def join_next(folder: Path) -> int:
+    """Move the newer stories of ``folder`` into the training split; returns how many there were."""
+    new, old = folder / NEXT, folder / FILES["en"]
+    stories = [json.loads(line) for line in new.read_text(encoding="utf-8").splitlines()]
+    lines = "".join(json.dumps({**story, "split": "train"}) + "\n" for story in stories)
+    with new_file(old) as fresh:
+        fresh.write_text(old.read_text(encoding="utf-8") + lines, encoding="utf-8")
+    new.write_text("", encoding="utf-8")
+    return len(stories)
+
+
+def beside(run: Path, name: str) -> str:
+    """The text of a file in the folder of the run; empty if there is none."""
+    path = run / name
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description="Put a trained model into the package.")
@@ -164,8 +190,10 @@ def main(argv: list[str] | None = None) -> int:
         shutil.copy(file, OUT / file.name)
     for name in ("log.csv", "loss.svg"):
         shutil.copy(args.run / name, OUT / name)
-    (OUT / "README.md").write_text(card(found, log, args.corpus, args.notes), encoding="utf-8")
-    print(f"wrote {OUT}")
+    corpora = args.corpus or beside(args.run, "corpora.txt").splitlines()
+    text = card(found, log, corpora, args.notes or beside(args.run, "notes.md"))
+    (OUT / "README.md").write_text(text, encoding="utf-8")
+    print(f"wrote {OUT}; {join_next(STORIES)} stories joined the training split")
     return 0
 
 

@@ -22,6 +22,7 @@ from qlab.story.stories import (
     texts,
     unread_stories,
 )
+from tools.release_storyteller import join_next
 
 LANGUAGES = ["en", "zh"]
 TAGS = {"hero", "place", "problem", "feeling", "ending"}
@@ -178,3 +179,16 @@ def test_the_changelog_counts_the_stories():
     changelog = (root / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"{counts['en']:,} stories and {counts['zh']} in Chinese" in changelog
     assert f"`qlab.story.next_stories()`: {len(next_stories()):,} stories" in changelog
+
+
+def test_a_release_moves_the_next_stories_into_the_training_split(tmp_path):
+    tags = dict.fromkeys(sorted(TAGS), "x")
+    old = {"id": "a", "split": "validation", "tags": tags, "text": "Old."}
+    new = {"id": "b", "split": "next", "tags": tags, "text": "New."}
+    (tmp_path / FILES["en"]).write_text(json.dumps(old) + "\n")
+    (tmp_path / NEXT).write_text(json.dumps(new) + "\n")
+    assert join_next(tmp_path) == 1
+    lines = (tmp_path / FILES["en"]).read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [old, {**new, "split": "train"}]
+    assert (tmp_path / NEXT).read_text() == ""
+    assert join_next(tmp_path) == 0 and len(list(tmp_path.iterdir())) == 2
