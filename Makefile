@@ -48,8 +48,9 @@ check: $(INSTALLED)  ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# What is independent of everything else: two processes of one thread each.
+# What is independent of the built book: two processes of one thread each. Figures are tested in a browser.
 test-library: $(INSTALLED)
+	@tools/browser.sh
 	OMP_NUM_THREADS=1 $(PYTEST) tests --ignore=tests/site -m "not speed and not gpu" -n 2 --dist loadfile
 
 # What needs the built book: the chapters and the site, two processes of one thread each; then what
