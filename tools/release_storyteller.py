@@ -4,7 +4,7 @@
 
 Writes qlab/story/data/storyteller/: bfloat16 weights, configuration, tokenizer, the log of the run,
 its loss curve, and README.md with what was measured on the weights as they are shipped. The stories
-of ``qlab.story.next_stories()``, which the run has read, join the training split.
+of ``qlab.story.next_stories()``, which training reads, join the training split.
 
 What the card says of the run is given by ``--corpus`` and ``--notes``, or lies beside it in
 ``corpora.txt`` (a line each) and ``notes.md``.
