@@ -51,6 +51,7 @@ def measure(weights: Path) -> dict[str, object]:
     import qlab
     from qlab.evaluate.study import continue_greedily, split_opening
     from qlab.story import consistency_of
+    from qlab.story.detours import before_circle
     from qlab.story.world import opening, stream
 
     story = qlab.story.load(weights)
@@ -75,7 +76,11 @@ def measure(weights: Path) -> dict[str, object]:
     openings = [split_opening(t)[0] for t in texts[: SAMPLES // 2]]
     openings += [opening(s, 2)[0] for s in generated[: SAMPLES // 2]]
     told = continue_greedily(story.model, story.tokenizer, openings, 140)
+    every = [split_opening(t)[0] for t in texts]
+    after_all = continue_greedily(story.model, story.tokenizer, every, 140)
     return {
+        "openings": len(every),
+        "circles": sum(before_circle(text) is not None for text in after_all),
         "parameters": sum(p.numel() for p in story.model.parameters()),
         "perplexity": qlab.perplexity(story.model, story.tokenizer, texts),
         "world": qlab.perplexity(story.model, story.tokenizer, [s.text for s in generated]),
@@ -130,6 +135,10 @@ def card(found: dict, log: list[dict[str, str]], corpora: list[str], notes: str)
             f"| {b:.2f} | {100 * (b / found['world'] - 1):+.2f}% |"
         )
     lines += [
+        "",
+        f"After {found['circles']} of the {found['openings']} openings of validation stories (their "
+        "first two sentences) greedy decoding repeats a sentence, or six words of it, within 140 "
+        "pieces.",
         "",
         "## What it cannot do",
         "",

@@ -8,7 +8,8 @@ After a release of new weights (tools/release_storyteller.py) the numbers that t
 to the old ones, and tests fail until they are made anew. Each job is a script that can also be
 called alone; its output goes to _build/records/NAME.log. Jobs run beside each other with one thread
 each, those marked *alone* after all others. Tools whose requirements conflict with the book's have
-environments in ``--envs`` (see tools/toolbox/environments.py, and the tops of the scripts).
+environments in ``--envs``, made when they are missing (tools/toolbox/environments.py; half an hour
+for all of them).
 By the times that the scripts state, everything takes an hour and a half to two on two quiet cores.
 """
 
@@ -30,7 +31,8 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
 
-from tools.weights import weights_hash  # noqa: E402  (after the path above)
+from tools.toolbox.environments import ENVIRONMENTS, create  # noqa: E402  (after the path above)
+from tools.weights import weights_hash  # noqa: E402
 
 LOGS = ROOT / "_build" / "records"
 
@@ -150,7 +152,7 @@ def run(name: str, envs: Path, work: Path) -> bool:
     env |= {"HF_HUB_OFFLINE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     with log.open("w") as file:
         for command in commands_of(JOBS[name], envs, work):
-            if not Path(command[0]).exists():
+            if not _python_exists(Path(command[0]), envs):
                 print(f"{name}: no {command[0]}: make the environment (top of {command[1]})")
                 return False
             file.write(f"$ {' '.join(command)}\n")
@@ -161,6 +163,14 @@ def run(name: str, envs: Path, work: Path) -> bool:
                 return False
     print(f"{name}: {(time.monotonic() - began) / 60:.1f} min", flush=True)
     return True
+
+
+def _python_exists(python: Path, envs: Path) -> bool:
+    """Whether there is such an interpreter, after making its environment if it has to be made."""
+    where = python.relative_to(envs).parts[0] if python.is_relative_to(envs) else None
+    if where in ENVIRONMENTS:
+        create(where, envs)
+    return python.exists()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

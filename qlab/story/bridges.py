@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,13 +23,17 @@ from qlab.story.worldparts import words
 from qlab.story.worldparts.grammar import expand, polish
 from qlab.story.worldparts.patterns import shared
 
+# Sentences of a written story that come before its bridge at most. A storyteller that has seen
+# bridges after the first ones alone does not find back to a plot once it has told a few of its own.
+LONGEST = 7
+
 
 @dataclass(frozen=True)
 class Opening:
     """The first sentences of a story and who it is about.
 
     Attributes:
-        sentences: one to three of them.
+        sentences: one to ``LONGEST`` of them.
         hero: a name, or "the clock".
         pronoun: "he" or "she".
     """
@@ -41,14 +45,15 @@ class Opening:
 
 def opening_of(text: str) -> Opening | None:
     """The opening of a story, or None where its hero or the hero's pronoun is not plain."""
-    sentences = split_sentences(text)[:3]
+    sentences = split_sentences(text)[:LONGEST]
     hero = _hero(text, " ".join(sentences[:2]))
     pronoun = pronoun_of(text)
     two = sentences and re.search(r"\b[A-Z][a-z]+ and (?:[a-z]+ ){0,2}[A-Z]", sentences[0])
     if hero is None or pronoun is None or two:
         return None
-    cuts = [i for i in (1, 2, 3) if _closed(" ".join(sentences[:i]), hero)]
-    return Opening(tuple(sentences[: cuts[-1]]), hero, pronoun) if cuts else None
+    whole = Opening(tuple(sentences), hero, pronoun)
+    cuts = cuts_of(whole)
+    return replace(whole, sentences=whole.sentences[: cuts[-1]]) if cuts else None
 
 
 def _hero(text: str, first: str) -> str | None:
@@ -68,6 +73,12 @@ def _hero(text: str, first: str) -> str | None:
     if not ranked and noun and len(re.findall(rf"\b[Tt]he {noun[1]}\b", text)) >= 3:
         return f"the {noun[1]}"
     return None
+
+
+def cuts_of(opening: Opening) -> list[int]:
+    """After how many sentences an opening may end: its hero has a name, no quotation is open."""
+    counts = range(1, len(opening.sentences) + 1)
+    return [i for i in counts if _closed(" ".join(opening.sentences[:i]), opening.hero)]
 
 
 def _closed(text: str, hero: str) -> bool:
@@ -121,25 +132,28 @@ class Bridges:
         return row[:length]
 
     def story(self, rng: np.random.Generator) -> str:
-        """One bridge: an opening, a third of them by pattern, and a story of the world."""
-        seed = int(rng.integers(2**40))
+        """One bridge: an opening and a story of the world."""
+        return self.go_on(self.opening(rng), rng)
+
+    def opening(self, rng: np.random.Generator) -> Opening:
+        """The opening of a written story, cut after any sentence, or one by pattern (a third)."""
         if not self.openings or rng.random() < 1 / 3:
-            chosen = introduction(random.Random(seed))
+            chosen = introduction(random.Random(int(rng.integers(2**40))))
         else:
             chosen = self.openings[rng.integers(len(self.openings))]
-        usable = [
-            i + 1
-            for i in range(len(chosen.sentences))
-            if _closed(" ".join(chosen.sentences[: i + 1]), chosen.hero)
-        ]
-        first = " ".join(chosen.sentences[: usable[rng.integers(len(usable))]])
+        cuts = cuts_of(chosen)
+        return replace(chosen, sentences=chosen.sentences[: cuts[rng.integers(len(cuts))]])
+
+    def go_on(self, opening: Opening, rng: np.random.Generator) -> str:
+        """The opening, with other names, and what the world lets its hero do."""
+        first = " ".join(opening.sentences)
         # The same exchange of names in both parts: the hero's name rides along behind a mark.
-        also = [] if chosen.hero.startswith("the ") else [chosen.hero]
-        both = self.names.exchange(f"{first}\n\n{chosen.hero}", rng, also)
+        also = [] if opening.hero.startswith("the ") else [opening.hero]
+        both = self.names.exchange(f"{first}\n\n{opening.hero}", rng, also)
         first, _, hero = both.partition("\n\n")
         if not hero.startswith("the ") and rng.random() < 0.3:
             fresh = made_up_name(rng)
             first, hero = re.sub(rf"\b{hero}\b", fresh, first), fresh
         # Seeds of the world's training split (see ``stream``).
-        told = generate(3 * seed, hero=(hero, chosen.pronoun)).text
+        told = generate(3 * int(rng.integers(2**40)), hero=(hero, opening.pronoun)).text
         return f"{first}{' ' if rng.random() < 0.6 else chr(10)}{told}"

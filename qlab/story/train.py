@@ -21,12 +21,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
 from qlab.errors import QlabError
 from qlab.story import batches as data
 from qlab.story.bridges import Bridges
+from qlab.story.detours import Detours
 from qlab.story.settings import Settings, read_settings
 from qlab.story.stories import texts
 from qlab.story.tokenizer import train_tokenizer
@@ -144,7 +146,8 @@ def train(
     }
     sources["world"], sources["echo"] = data.World(tokenizer), data.Echo(tokenizer)
     short = [d for name, found in documents.items() if name in SHORT for d in found]
-    sources["bridges"] = Bridges(short, tokenizer)
+    sources["bridges"] = bridges = Bridges(short, tokenizer)
+    sources["detours"] = Detours(bridges, tokenizer)
     batches = data.Batches(sources, settings.shares, t.seed, t.batch, t.sequence)
 
     model = build_model(settings)
@@ -179,7 +182,11 @@ def _loop(
     spent = float(rows[-1][2]) if rows else 0.0
     began, mean, count = time.monotonic(), 0.0, 0
     bar = tqdm(range(first, t.steps), initial=first, total=t.steps, desc="training", unit="step")
+    detours = batches.sources["detours"] if "detours" in batches.names else None
     for step in bar:
+        # After each checkpoint, so that a run that resumes from one sees the same rows.
+        if isinstance(detours, Detours) and (step == first or step % t.checkpoint_every == 0):
+            detours.renew(model, np.random.default_rng([t.seed, step]))
         now = rate(step, settings)
         for optimizer, base in zip(optimizers, (t.muon_lr, t.adamw_lr), strict=True):
             optimizer.param_groups[0]["lr"] = base * now

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,8 @@ import qlab
 from qlab.study import weights_hash as hash_of_model
 from tools import remake_records as remake
 from tools.remake_records import JOBS, ROOT, Job, commands_of, hashes_in, run, stale
+from tools.toolbox import environments
+from tools.toolbox.environments import ENVIRONMENTS
 from tools.weights import WEIGHTS, weights_hash
 
 KNOWN = [*(ROOT / "qlab" / "records").glob("*.json"), *(ROOT / "tests/parity/data").glob("*.json")]
@@ -90,6 +93,36 @@ def test_what_fails_is_named_with_its_log(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         remake.main(["unknown"])
     assert "no job unknown: choose from good" in capsys.readouterr().err
+
+
+def test_an_environment_is_made_when_a_job_needs_it(tmp_path, monkeypatch):
+    made = []
+
+    def create(name, folder):
+        made.append(name)
+        python = folder / name / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        python.symlink_to(sys.executable)
+
+    ends = tmp_path / "ends.py"
+    ends.write_text("")
+    monkeypatch.setattr(remake, "LOGS", tmp_path / "logs")
+    monkeypatch.setattr(remake, "create", create)
+    monkeypatch.setattr(remake, "JOBS", {"one": Job((), (f"book {ends}", f"hqq {ends}"))})
+    assert run("one", tmp_path / "envs", tmp_path)
+    assert made == ["hqq"]
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_every_environment_can_be_made(name, tmp_path):
+    used = {command.split()[0] for command in JOBS[name].commands}
+    assert used <= {"book", *ENVIRONMENTS}
+
+
+def test_what_a_package_requires_comes_without_torch():
+    asked = environments._requirements(Path(sys.executable), "accelerate")
+    assert any(line.startswith("safetensors") for line in asked)
+    assert not any(line.startswith("torch") or ";" in line for line in asked)
 
 
 def test_the_list_says_what_is_stale(monkeypatch, capsys):

@@ -146,6 +146,32 @@ def test_an_interrupted_run_ends_with_exactly_the_same_weights(begin, monkeypatc
         assert {**a, "seconds": 0} == {**b, "seconds": 0}
 
 
+def test_a_run_with_detours_is_resumed_exactly_too(begin, monkeypatch, tmp_path):
+    """They depend on the weights, so they are collected anew where a checkpoint is."""
+    from qlab.story import detours
+
+    said = []
+
+    def in_circles(model, tokenizer, starts):
+        """What a model that has learned nothing does not do: words, which depend on its weights."""
+        now = float(model.model.embed_tokens.weight.double().abs().sum())
+        said.append(f"It was {'very ' * (int(now * 1e6) % 97)}big. I like tea. I like tea.")
+        return [said[-1]] * len(starts)
+
+    monkeypatch.setattr(detours, "_continue", in_circles)
+    path = tmp_path / "config.toml"
+    path.write_text(CONFIG.replace("world = 0.5", "detours = 0.5"))
+    whole = begin("whole", config=path)
+    with monkeypatch.context() as patch:
+        interrupt(patch, step=5)
+        with pytest.raises(Interrupted):
+            begin("cut", config=path)
+    begin("cut", config=path)
+    assert equal(state(whole), state(whole.parent / "cut"))
+    # At the start and at the checkpoint; in the run that was cut, at the checkpoint once more.
+    assert said[:2] == said[2:4] and said[1:2] == said[4:] and said[0] != said[1]
+
+
 def test_the_optimizers_go_on_where_they_were(begin, monkeypatch):
     """Without their state, the weights would come out otherwise."""
     from qlab.story import train as module

@@ -1,0 +1,127 @@
+"""Detours: where the storyteller goes in circles in training, and the way back to a story.
+
+In training a model only ever reads what others wrote. When it tells a story, it reads what it has
+written itself, and where that is unlike anything that it was trained on, it repeats it. So it has
+to be shown its own sentences, and what to do after them: let it tell, stop it before it says
+something again, and let the story world go on from there. This is the idea of DAgger (Ross, Gordon
+and Bagnell 2011, arXiv:1011.0686): collect where the model itself arrives, learn what to do there.
+
+Chapter: Meet the storyteller.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from qlab.story.bridges import Bridges, Opening, cuts_of
+from qlab.story.world import split_sentences
+
+# As many words in a row, said before, are a repetition.
+RUN = 6
+# Own sentences before the bridge at most. A model that has told more is in the middle of a plot.
+OWN = 5
+
+
+def before_circle(told: str) -> list[str] | None:
+    """The sentences of a continuation before the first that says something again.
+
+    A sentence of three words or more says something again if it was there before, or if six of its
+    words in a row were.
+
+    Args:
+        told: a continuation, without its opening.
+
+    Returns: these sentences, perhaps none; None if nothing is said again.
+    """
+    # What comes after the last full stop counts too: a circle need not end.
+    rest = told.strip()
+    sentences = split_sentences(rest)
+    whole = sum(len(s) for s in sentences)
+    if sentences and (tail := rest[rest.rindex(sentences[-1]) + len(sentences[-1]) :].strip()):
+        sentences = [*sentences, tail]
+    elif rest and not whole:
+        sentences = [rest]
+    seen: set[tuple[str, ...]] = set()
+    for index, sentence in enumerate(sentences):
+        words = tuple(re.findall(r"[a-z']+", sentence.lower()))
+        runs = [words[i : i + RUN] for i in range(len(words) - RUN + 1)]
+        again = len(runs) > len(set(runs)) or any(run in seen for run in runs)
+        if again or (len(words) >= 3 and words in seen):
+            return sentences[:index]
+        seen |= {words, *runs}
+    return None
+
+
+class Detours:
+    """Rows that begin with an opening and the storyteller's own sentences, and go on in the world.
+
+    Until ``renew`` has found some, and where nothing goes in circles, its rows are bridges.
+    """
+
+    def __init__(self, bridges: Bridges, tokenizer: Any) -> None:
+        self.bridges, self.tokenizer = bridges, tokenizer
+        self.openings: list[Opening] = []
+
+    def renew(self, model: Any, rng: np.random.Generator, starts: int = 600) -> float:
+        """Let the model go on with new openings, and keep those where it soon goes in circles.
+
+        Args:
+            model: a transformers causal language model; it goes on greedily.
+            rng: chooses the openings.
+            starts: how many.
+
+        Returns: the share of the openings that are kept.
+        """
+        chosen = [self.bridges.opening(rng) for _ in range(starts)]
+        told = _continue(model, self.tokenizer, [" ".join(o.sentences) for o in chosen])
+        self.openings = []
+        for opening, text in zip(chosen, told, strict=True):
+            own = before_circle(text)
+            if own is not None and len(own) <= OWN:
+                longer = replace(opening, sentences=(*opening.sentences, *own))
+                whole = cuts_of(longer)
+                self.openings.append(replace(longer, sentences=longer.sentences[: whole[-1]]))
+        return len(self.openings) / starts
+
+    def __call__(self, rng: np.random.Generator, length: int) -> list[int]:
+        row: list[int] = []
+        while len(row) < length:
+            row += [*self.tokenizer(self.story(rng))["input_ids"], self.tokenizer.eos_token_id]
+        return row[:length]
+
+    def story(self, rng: np.random.Generator) -> str:
+        """One of them, with other names."""
+        if not self.openings:
+            return self.bridges.story(rng)
+        return self.bridges.go_on(self.openings[rng.integers(len(self.openings))], rng)
+
+
+def _continue(
+    model: Any, tokenizer: Any, starts: list[str], pieces: int = 100, batch: int = 50
+) -> list[str]:
+    """The likeliest continuation of each start."""
+    import torch
+
+    told: list[str] = []
+    was = model.training
+    model.eval()
+    for first in range(0, len(starts), batch):
+        rows = tokenizer(
+            starts[first : first + batch], return_tensors="pt", padding=True, padding_side="left"
+        ).to(model.device)
+        with torch.no_grad():
+            out = model.generate(
+                **rows,
+                do_sample=False,
+                max_length=None,
+                max_new_tokens=pieces,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        new = out[:, rows.input_ids.shape[1] :]
+        told += tokenizer.batch_decode(new, skip_special_tokens=True)
+    model.train(was)
+    return told
