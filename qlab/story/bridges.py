@@ -146,14 +146,30 @@ class Bridges:
 
     def go_on(self, opening: Opening, rng: np.random.Generator) -> str:
         """The opening, with other names, and what the world lets its hero do."""
-        first = " ".join(opening.sentences)
-        # The same exchange of names in both parts: the hero's name rides along behind a mark.
+        return "".join(self.parts(opening, (), rng))
+
+    def parts(
+        self, opening: Opening, own: tuple[str, ...], rng: np.random.Generator
+    ) -> tuple[str, str, str]:
+        """A bridge in its parts, with other names.
+
+        Args:
+            opening: what begins the story.
+            own: further sentences, between the opening and the world.
+            rng: the source of chance.
+
+        Returns: (the opening, the further sentences, what the world tells); joined they are it.
+        """
+        first, further = " ".join(opening.sentences), "".join(f" {s}" for s in own)
+        # The same exchange of names in all parts: the hero's name rides along behind a mark.
+        mark = "\n\n"
         also = [] if opening.hero.startswith("the ") else [opening.hero]
-        both = self.names.exchange(f"{first}\n\n{opening.hero}", rng, also)
-        first, _, hero = both.partition("\n\n")
+        all_of_it = self.names.exchange(mark.join((first, further, opening.hero)), rng, also)
+        first, further, hero = all_of_it.split(mark)
         if not hero.startswith("the ") and rng.random() < 0.3:
             fresh = made_up_name(rng)
-            first, hero = re.sub(rf"\b{hero}\b", fresh, first), fresh
+            first, further = (re.sub(rf"\b{hero}\b", fresh, part) for part in (first, further))
+            hero = fresh
         # Seeds of the world's training split (see ``stream``).
         told = generate(3 * int(rng.integers(2**40)), hero=(hero, opening.pronoun)).text
-        return f"{first}{' ' if rng.random() < 0.6 else chr(10)}{told}"
+        return first, further, f"{' ' if rng.random() < 0.6 else chr(10)}{told}"

@@ -6,6 +6,9 @@ to be shown its own sentences, and what to do after them: let it tell, stop it b
 something again, and let the story world go on from there. This is the idea of DAgger (Ross, Gordon
 and Bagnell 2011, arXiv:1011.0686): collect where the model itself arrives, learn what to do there.
 
+Its own sentences are read, not learned: their pieces have no part in the loss. Without that the
+model learns to say what it says anyway, and its favourite sentence comes after every opening.
+
 Chapter: Meet the storyteller.
 """
 
@@ -56,6 +59,11 @@ def before_circle(told: str) -> list[str] | None:
     return None
 
 
+def unlearned(ids: list[int]) -> list[int]:
+    """Token ids that are read and not learned, as a row carries them: -1 - id."""
+    return [-1 - i for i in ids]
+
+
 class Detours:
     """Rows that begin with an opening and the storyteller's own sentences, and go on in the world.
 
@@ -64,7 +72,7 @@ class Detours:
 
     def __init__(self, bridges: Bridges, tokenizer: Any) -> None:
         self.bridges, self.tokenizer = bridges, tokenizer
-        self.openings: list[Opening] = []
+        self.found: list[tuple[Opening, tuple[str, ...]]] = []
 
     def renew(self, model: Any, rng: np.random.Generator, starts: int = 600) -> float:
         """Let the model go on with new openings, and keep those where it soon goes in circles.
@@ -78,26 +86,32 @@ class Detours:
         """
         chosen = [self.bridges.opening(rng) for _ in range(starts)]
         told = _continue(model, self.tokenizer, [" ".join(o.sentences) for o in chosen])
-        self.openings = []
+        self.found = []
         for opening, text in zip(chosen, told, strict=True):
             own = before_circle(text)
             if own is not None and len(own) <= OWN:
+                # No bridge begins within a quotation.
                 longer = replace(opening, sentences=(*opening.sentences, *own))
-                whole = cuts_of(longer)
-                self.openings.append(replace(longer, sentences=longer.sentences[: whole[-1]]))
-        return len(self.openings) / starts
+                end = cuts_of(longer)[-1]
+                self.found.append((opening, longer.sentences[len(opening.sentences) : end]))
+        return len(self.found) / starts
 
     def __call__(self, rng: np.random.Generator, length: int) -> list[int]:
         row: list[int] = []
         while len(row) < length:
-            row += [*self.tokenizer(self.story(rng))["input_ids"], self.tokenizer.eos_token_id]
+            opening, own, told = self.parts(rng)
+            # Each part begins with a space or a new line, where the tokenizer cuts anyway.
+            row += self.tokenizer(opening)["input_ids"]
+            row += unlearned(self.tokenizer(own, add_special_tokens=False)["input_ids"])
+            row += self.tokenizer(told, add_special_tokens=False)["input_ids"]
+            row.append(self.tokenizer.eos_token_id)
         return row[:length]
 
-    def story(self, rng: np.random.Generator) -> str:
-        """One of them, with other names."""
-        if not self.openings:
-            return self.bridges.story(rng)
-        return self.bridges.go_on(self.openings[rng.integers(len(self.openings))], rng)
+    def parts(self, rng: np.random.Generator) -> tuple[str, str, str]:
+        """One detour, with other names: (opening, the storyteller's own sentences, the rest)."""
+        if not self.found:
+            return self.bridges.parts(self.bridges.opening(rng), (), rng)
+        return self.bridges.parts(*self.found[rng.integers(len(self.found))], rng)
 
 
 def _continue(

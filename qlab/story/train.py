@@ -190,9 +190,9 @@ def _loop(
         now = rate(step, settings)
         for optimizer, base in zip(optimizers, (t.muon_lr, t.adamw_lr), strict=True):
             optimizer.param_groups[0]["lr"] = base * now
-        ids = torch.from_numpy(batches(step)).to(device)
+        ids, labels = learned(torch.from_numpy(batches(step)).to(device))
         with torch.autocast(device, torch.bfloat16):
-            loss = forward(input_ids=ids, labels=ids, **apart(ids, tokenizer.bos_token_id)).loss
+            loss = forward(input_ids=ids, labels=labels, **apart(ids, tokenizer.bos_token_id)).loss
         if not math.isfinite(loss.item()):
             raise QlabError(
                 f"the loss became {loss.item()} at step {step}: "
@@ -236,6 +236,15 @@ def bring_in(embeddings: torch.Tensor, limit: float, share: float = 0.003) -> No
     """
     size = embeddings.square().mean(0).sqrt()
     embeddings[:, size > limit * size.median()] *= 1 - share
+
+
+def learned(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(ids, labels) of rows in which a negative id marks a piece that is read and not learned.
+
+    Args:
+        ids: (batch, sequence); see ``qlab.story.detours.unlearned``.
+    """
+    return torch.where(ids < 0, -1 - ids, ids), torch.where(ids < 0, -100, ids)
 
 
 def apart(ids: torch.Tensor, bos: int) -> dict[str, torch.Tensor]:

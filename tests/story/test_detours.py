@@ -2,13 +2,15 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import qlab
 from qlab.story.bridges import Bridges, Opening, cuts_of
-from qlab.story.detours import OWN, Detours, before_circle
+from qlab.story.detours import OWN, Detours, before_circle, unlearned
 from qlab.story.stories import texts
+from qlab.story.train import learned
 from qlab.story.world import generate, split_sentences
 
 
@@ -71,22 +73,45 @@ class Parrot:
         self.modes.append(mode)
 
     def generate(self, input_ids, **_):
-        import torch
-
         return torch.cat([input_ids, self.ids.expand(len(input_ids), -1)], 1)
 
 
-def test_its_own_sentences_come_before_the_world(story, bridges):
+def test_its_own_sentences_are_read_before_the_world_and_not_learned(story, bridges):
     detours = Detours(bridges, story.tokenizer)
     parrot = Parrot(story.tokenizer, " The soup was green. I like tea. I like tea. I like tea.")
     assert detours.renew(parrot, np.random.default_rng(0), 20) == 1
     assert parrot.modes == ["eval", True]  # the mode that it had
-    assert all(o.sentences[-2:] == ("The soup was green.", "I like tea.") for o in detours.openings)
-    told = detours.story(np.random.default_rng(1))
-    first, rest = told.split("I like tea.")
-    assert first.endswith("The soup was green. ") and len(split_sentences(rest)) > 5
+    assert {own for _, own in detours.found} == {("The soup was green.", "I like tea.")}
+    opening, own, told = detours.parts(np.random.default_rng(1))
+    assert own == " The soup was green. I like tea." and len(split_sentences(told)) > 5
+    assert "soup" not in opening
+
     row = detours(np.random.default_rng(2), 300)
     assert len(row) == 300 and row == detours(np.random.default_rng(2), 300)
+    ids, labels = learned(torch.tensor([row]))
+    assert "The soup was green. I like tea." in story.tokenizer.decode(ids[0])
+    kept = labels[0] >= 0
+    assert torch.equal(labels[0][kept], ids[0][kept]) and set(labels[0][~kept].tolist()) == {-100}
+    assert set(story.tokenizer.decode(ids[0][~kept]).replace("I like", "").split()) == {
+        *"The soup was green. tea.".split()
+    }
+    # Cut into pieces as one text would be: that is how a reader's story is cut.
+    first = row[: row.index(story.tokenizer.eos_token_id)]
+    whole = story.tokenizer(story.tokenizer.decode(learned(torch.tensor(first))[0][1:]))
+    assert learned(torch.tensor(first))[0].tolist() == whole["input_ids"]
+
+
+def test_what_is_only_read_has_no_part_in_the_loss(tiny):
+    model, _ = tiny
+    row = torch.tensor([[1, 40, 41, 42, 43, 44, 45, 46]])
+    marked = row.clone()
+    marked[0, 3:6] = torch.tensor(unlearned(row[0, 3:6].tolist()))
+    ids, labels = learned(marked)
+    assert torch.equal(ids, row)
+    logits = model(input_ids=row).logits[0, :-1]
+    each = torch.nn.functional.cross_entropy(logits, row[0, 1:], reduction="none")
+    expected = each[[0, 1, 5, 6]].mean()
+    assert model(input_ids=ids, labels=labels).loss.item() == pytest.approx(expected.item(), 1e-6)
 
 
 def test_who_goes_in_circles_late_or_never_needs_no_detour(story, bridges):
@@ -94,10 +119,11 @@ def test_who_goes_in_circles_late_or_never_needs_no_detour(story, bridges):
     late = "One was here. Two were here. Three were here. Four were here. Five were here. Six came."
     for say in (f" {late} One was here.", f" {late}"):
         assert detours.renew(Parrot(story.tokenizer, say), np.random.default_rng(0), 10) == 0
-        assert detours.openings == []
+        assert detours.found == []
     assert len(split_sentences(late)) > OWN
     # Then its rows are bridges.
-    assert detours.story(np.random.default_rng(3)) == bridges.story(np.random.default_rng(3))
+    joined = "".join(detours.parts(np.random.default_rng(3)))
+    assert joined == bridges.story(np.random.default_rng(3))
 
 
 def test_the_storyteller_is_asked_greedily(story, bridges):
