@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +27,11 @@ from qlab.story.worldparts.patterns import shared
 # Sentences of a written story that come before its bridge at most. A storyteller that has seen
 # bridges after the first ones alone does not find back to a plot once it has told a few of its own.
 LONGEST = 7
+# After each of these sentences a bridge begins with this probability, if none has begun before. So
+# the likeliest thing to come after a sentence is the world, however far an opening has got.
+BEGINS = 0.6
+# Stories of the world among which a bridge chooses.
+CANDIDATES = 6
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,10 @@ def introduction(rng: random.Random) -> Opening:
     )
 
 
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"[a-z]+", text.lower()))
+
+
 class Bridges:
     """Rows of openings that go on as stories of the world."""
 
@@ -124,6 +134,9 @@ class Bridges:
         found = [opening_of(text) for text in documents]
         self.openings = [opening for opening in found if opening is not None]
         self.tokenizer = tokenizer
+        # How rarely a word is used: what two texts share says more the rarer it is.
+        used = Counter(word for text in documents for word in _words(text))
+        self.rarity = {word: np.log(len(documents) / n) for word, n in used.items()}
 
     def __call__(self, rng: np.random.Generator, length: int) -> list[int]:
         row: list[int] = []
@@ -136,13 +149,14 @@ class Bridges:
         return self.go_on(self.opening(rng), rng)
 
     def opening(self, rng: np.random.Generator) -> Opening:
-        """The opening of a written story, cut after any sentence, or one by pattern (a third)."""
+        """The opening of a written story, cut after a sentence, or one by pattern (a third)."""
         if not self.openings or rng.random() < 1 / 3:
             chosen = introduction(random.Random(int(rng.integers(2**40))))
         else:
             chosen = self.openings[rng.integers(len(self.openings))]
         cuts = cuts_of(chosen)
-        return replace(chosen, sentences=chosen.sentences[: cuts[rng.integers(len(cuts))]])
+        cut = next((c for c in cuts[:-1] if rng.random() < BEGINS), cuts[-1])
+        return replace(chosen, sentences=chosen.sentences[:cut])
 
     def go_on(self, opening: Opening, rng: np.random.Generator) -> str:
         """The opening, with other names, and what the world lets its hero do."""
@@ -170,6 +184,18 @@ class Bridges:
             fresh = made_up_name(rng)
             first, further = (re.sub(rf"\b{hero}\b", fresh, part) for part in (first, further))
             hero = fresh
-        # Seeds of the world's training split (see ``stream``).
-        told = generate(3 * int(rng.integers(2**40)), hero=(hero, opening.pronoun)).text
+        told = self._fitting(first + further, (hero, opening.pronoun), rng)
         return first, further, f"{' ' if rng.random() < 0.6 else chr(10)}{told}"
+
+    def _fitting(self, first: str, hero: tuple[str, str], rng: np.random.Generator) -> str:
+        """Of some stories of the world, the one that shares most with what comes before it.
+
+        So an opening says something of its plot. Were all plots as likely after any opening, the
+        likeliest continuation of all of them would be one and the same.
+        """
+        # Seeds of the world's training split (see ``stream``).
+        seeds = 3 * rng.integers(2**40, size=CANDIDATES)
+        told = [generate(int(seed), hero=hero).text for seed in seeds]
+        words = _words(first) - {hero[0].lower()}
+        shared = [sum(self.rarity.get(w, 0.0) for w in words & _words(text)) for text in told]
+        return told[int(np.argmax(shared))]

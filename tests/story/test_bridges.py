@@ -133,3 +133,28 @@ def test_a_row_is_a_function_of_its_generator(bridges):
 
 def test_without_documents_there_are_still_patterns():
     assert Bridges([], Words()).story(np.random.default_rng(0))
+
+
+def test_the_world_tells_what_an_opening_is_about(bridges):
+    """Among the stories that it chooses from, more of those with the rare words of the opening."""
+    shared = {"bell": 0, "map": 0}
+    for word in shared:
+        text = f"Zubo had a {word}. He liked the {word}."
+        opening = opening_of(
+            f"{text} Zubo went out with his {word}. He sang. Zubo fell. He got up."
+        )
+        rng = np.random.default_rng(11)
+        told = [bridges.parts(opening, (), rng)[2] for _ in range(60)]
+        shared[word] = sum(f" {word}" in t for t in told)
+        rng = np.random.default_rng(11)
+        other = [
+            generate(3 * int(rng.integers(2**40)), hero=("Zubo", "he")).text for _ in range(60)
+        ]
+        assert shared[word] > 2 * sum(f" {word}" in t for t in other)
+
+
+def test_after_a_sentence_of_an_opening_the_world_is_likely(bridges):
+    rng = np.random.default_rng(0)
+    counts = [len(bridges.opening(rng).sentences) for _ in range(400)]
+    assert max(counts) > 4
+    assert sum(c <= 2 for c in counts) > 0.7 * len(counts)
