@@ -7,7 +7,9 @@ its loss curve, and README.md with what was measured on the weights as they are 
 of ``qlab.story.next_stories()``, which training reads, join the training split.
 
 What the card says of the run is given by ``--corpus`` and ``--notes``, or lies beside it in
-``corpora.txt`` (a line each) and ``notes.md``.
+``corpora.txt`` (a line each) and ``notes.md``. If its settings lie there in ``settings.toml``, they
+become those of the package, and records in ``records`` that were measured on these weights take the
+place of the old ones (tools/remake_records.py).
 """
 
 from __future__ import annotations
@@ -22,10 +24,15 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from qlab.files import new_file
-from qlab.story.stories import FILES, NEXT
-
 ROOT = Path(__file__).resolve().parents[1]
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)
+
+from qlab.errors import QlabError  # noqa: E402  (after the path above)
+from qlab.files import new_file  # noqa: E402
+from qlab.story.settings import DEFAULT  # noqa: E402
+from qlab.story.stories import FILES, NEXT  # noqa: E402
+
 OUT = ROOT / "qlab" / "story" / "data" / "storyteller"
 STORIES = OUT.parent
 SAMPLES = 20
@@ -136,8 +143,8 @@ def card(found: dict, log: list[dict[str, str]], corpora: list[str], notes: str)
         )
     lines += [
         "",
-        f"After {found['circles']} of the {found['openings']} openings of validation stories (their "
-        "first two sentences) greedy decoding repeats a sentence, or six words of it, within 140 "
+        f"After {found['circles']} of the {found['openings']} openings of validation stories, their "
+        "first two sentences, greedy decoding repeats a sentence, or six words of it, within 140 "
         "pieces.",
         "",
         "## What it cannot do",
@@ -176,6 +183,19 @@ def beside(run: Path, name: str) -> str:
     return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
 
 
+def put_records(run: Path, root: Path = ROOT) -> list[str]:
+    """Put the records of ``run/records`` where they belong; returns their names."""
+    from tools.remake_records import JOBS
+
+    places = {Path(r).name: root / r for job in JOBS.values() for r in job.records}
+    found = sorted((run / "records").glob("*.json"))
+    if unknown := [file.name for file in found if file.name not in places]:
+        raise QlabError(f"{run / 'records'} holds {', '.join(unknown)}, which is no record")
+    for file in found:
+        shutil.copy(file, places[file.name])
+    return [file.name for file in found]
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description="Put a trained model into the package.")
@@ -202,7 +222,12 @@ def main(argv: list[str] | None = None) -> int:
     corpora = args.corpus or beside(args.run, "corpora.txt").splitlines()
     text = card(found, log, corpora, args.notes or beside(args.run, "notes.md"))
     (OUT / "README.md").write_text(text, encoding="utf-8")
+    if (args.run / "settings.toml").is_file():
+        shutil.copy(args.run / "settings.toml", DEFAULT)
     print(f"wrote {OUT}; {join_next(STORIES)} stories joined the training split")
+    print(
+        f"records of these weights: {', '.join(put_records(args.run)) or 'none'}; now make records"
+    )
     return 0
 
 

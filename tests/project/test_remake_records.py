@@ -11,6 +11,7 @@ import pytest
 import qlab
 from qlab.study import weights_hash as hash_of_model
 from tools import remake_records as remake
+from tools.release_storyteller import put_records
 from tools.remake_records import JOBS, ROOT, Job, commands_of, hashes_in, run, stale
 from tools.toolbox import environments
 from tools.toolbox.environments import ENVIRONMENTS
@@ -123,6 +124,22 @@ def test_what_a_package_requires_comes_without_torch():
     asked = environments._requirements(Path(sys.executable), "accelerate")
     assert any(line.startswith("safetensors") for line in asked)
     assert not any(line.startswith("torch") or ";" in line for line in asked)
+
+
+def test_records_that_wait_beside_new_weights_are_put_in_place(tmp_path):
+    waiting, root = tmp_path / "run" / "records", tmp_path / "root"
+    assert put_records(tmp_path / "run", root) == []
+    waiting.mkdir(parents=True)
+    for name in ("peers.json", "llamacpp_story.json"):
+        (waiting / name).write_text(f'"{name}"')
+    for folder in ("qlab/records", "tests/parity/data"):
+        (root / folder).mkdir(parents=True)
+    assert put_records(tmp_path / "run", root) == ["llamacpp_story.json", "peers.json"]
+    assert (root / "qlab/records/peers.json").read_text() == '"peers.json"'
+    assert (root / "tests/parity/data/llamacpp_story.json").exists()
+    (waiting / "pears.json").write_text("{}")
+    with pytest.raises(qlab.QlabError, match=r"pears\.json, which is no record"):
+        put_records(tmp_path / "run", root)
 
 
 def test_the_list_says_what_is_stale(monkeypatch, capsys):
