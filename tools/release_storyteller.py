@@ -143,8 +143,8 @@ def card(found: dict, log: list[dict[str, str]], corpora: list[str], notes: str)
         )
     lines += [
         "",
-        f"After {found['circles']} of the {found['openings']} openings of validation stories, their "
-        "first two sentences, greedy decoding repeats a sentence, or six words of it, within 140 "
+        f"After {found['circles']} of the {found['openings']} openings of validation stories (two "
+        "sentences each) greedy decoding repeats a sentence, or six words of it, within 140 "
         "pieces.",
         "",
         "## What it cannot do",
