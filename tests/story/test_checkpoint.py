@@ -1,4 +1,4 @@
-"""The weights in training are what their README says: ahead of the shipped ones, and usable."""
+"""The weights in training are what their README says."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,10 @@ import pytest
 import torch
 
 import qlab
+from qlab.evaluate.study import continue_greedily, split_opening
+from qlab.story.detours import before_circle
 from qlab.story.settings import read_settings
+from qlab.story.world import split_sentences
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "tools" / "checkpoint"
@@ -18,13 +21,30 @@ def waiting():
     return qlab.story.load(FOLDER / "model")
 
 
-def test_it_is_ahead_of_the_shipped_weights(waiting):
+def test_its_perplexity_is_what_its_readme_says(waiting):
     shipped = qlab.story.load()
     texts = shipped.validation()
     before, now = (qlab.perplexity(s.model, s.tokenizer, texts) for s in (shipped, waiting))
-    assert now < 0.95 * before
+    assert now < 1.03 * before
     said = (FOLDER / "README.md").read_text(encoding="utf-8")
     assert f"perplexity {now:.1f} on the validation stories (shipped: {before:.1f})" in said
+
+
+def test_it_repeats_itself_less_than_the_shipped_weights(waiting):
+    """Given an opening, it goes on for five sentences, and says nothing twice."""
+    shipped, circles = qlab.story.load(), {}
+    openings = [split_opening(text)[0] for text in shipped.validation()]
+    for name, story in (("shipped", shipped), ("waiting", waiting)):
+        told = continue_greedily(story.model, story.tokenizer, openings, 140)
+        circles[name] = sum(before_circle(text) is not None for text in told)
+    assert circles["waiting"] < 0.5 * circles["shipped"]
+    assert all(len(split_sentences(text)) >= 5 for text in told)
+    said = (FOLDER / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"after (\d+) of the (\d+) openings .* \(shipped: (\d+)\)", said)
+    after, of, before = map(int, found.groups())
+    assert of == len(openings)
+    # Sums differ in the last digits between machines, and now and then a likeliest piece with them.
+    assert circles == pytest.approx({"waiting": after, "shipped": before}, abs=2)
 
 
 def test_rounding_costs_what_its_readme_says(waiting):
