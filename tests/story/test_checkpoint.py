@@ -25,7 +25,7 @@ def test_its_perplexity_is_what_its_readme_says(waiting):
     shipped = qlab.story.load()
     texts = shipped.validation()
     before, now = (qlab.perplexity(s.model, s.tokenizer, texts) for s in (shipped, waiting))
-    assert now < 1.03 * before
+    assert now < 1.05 * before
     said = (FOLDER / "README.md").read_text(encoding="utf-8")
     assert f"perplexity {now:.1f} on the validation stories (shipped: {before:.1f})" in said
 
