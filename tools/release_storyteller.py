@@ -80,21 +80,23 @@ def measure(weights: Path) -> dict[str, object]:
         generated,
         continue_all=lambda cuts: continue_greedily(story.model, story.tokenizer, cuts, 90),
     )
-    openings = [split_opening(t)[0] for t in texts[: SAMPLES // 2]]
-    openings += [opening(s, 2)[0] for s in generated[: SAMPLES // 2]]
-    told = continue_greedily(story.model, story.tokenizer, openings, 140)
-    every = [split_opening(t)[0] for t in texts]
-    after_all = continue_greedily(story.model, story.tokenizer, every, 140)
+    half = SAMPLES // 2
+    written = [split_opening(t)[0] for t in texts]
+    made = [opening(s, 2)[0] for s in generated[:half]]
+    told, told_made = (
+        continue_greedily(story.model, story.tokenizer, cuts, 140) for cuts in (written, made)
+    )
+    samples = [*zip(written[:half], told, strict=False), *zip(made, told_made, strict=True)]
     return {
-        "openings": len(every),
-        "circles": sum(before_circle(text) is not None for text in after_all),
+        "openings": len(written),
+        "circles": sum(before_circle(text) is not None for text in told),
         "parameters": sum(p.numel() for p in story.model.parameters()),
         "perplexity": qlab.perplexity(story.model, story.tokenizer, texts),
         "world": qlab.perplexity(story.model, story.tokenizer, [s.text for s in generated]),
         "curve": curve,
         "consistency": its.mean,
         "strangers": strangers.mean,
-        "samples": list(zip(openings, told, strict=True)),
+        "samples": samples,
         "config": story.model.config,
     }
 

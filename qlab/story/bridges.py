@@ -146,7 +146,7 @@ class Bridges:
 
     def story(self, rng: np.random.Generator) -> str:
         """One bridge: an opening and a story of the world."""
-        return self.go_on(self.opening(rng), rng)
+        return "".join(self.parts(self.opening(rng), (), rng))
 
     def opening(self, rng: np.random.Generator) -> Opening:
         """The opening of a written story, cut after a sentence, or one by pattern (a third)."""
@@ -157,10 +157,6 @@ class Bridges:
         cuts = cuts_of(chosen)
         cut = next((c for c in cuts[:-1] if rng.random() < BEGINS), cuts[-1])
         return replace(chosen, sentences=chosen.sentences[:cut])
-
-    def go_on(self, opening: Opening, rng: np.random.Generator) -> str:
-        """The opening, with other names, and what the world lets its hero do."""
-        return "".join(self.parts(opening, (), rng))
 
     def parts(
         self, opening: Opening, own: tuple[str, ...], rng: np.random.Generator

@@ -40,14 +40,11 @@ def before_circle(told: str) -> list[str] | None:
 
     Returns: these sentences, perhaps none; None if nothing is said again.
     """
+    sentences = split_sentences(told)
+    end = told.rindex(sentences[-1]) + len(sentences[-1]) if sentences else 0
     # What comes after the last full stop counts too: a circle need not end.
-    rest = told.strip()
-    sentences = split_sentences(rest)
-    whole = sum(len(s) for s in sentences)
-    if sentences and (tail := rest[rest.rindex(sentences[-1]) + len(sentences[-1]) :].strip()):
-        sentences = [*sentences, tail]
-    elif rest and not whole:
-        sentences = [rest]
+    if unfinished := told[end:].strip():
+        sentences = [*sentences, unfinished]
     seen: set[tuple[str, ...]] = set()
     for index, sentence in enumerate(sentences):
         words = tuple(re.findall(r"[a-z']+", sentence.lower()))
