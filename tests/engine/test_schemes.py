@@ -102,28 +102,11 @@ def test_a_gguf_file(files, name, mix):
     assert quick.tokenizer.bos_token_id == model.config.bos_token_id
 
 
-# The 4-bit mixes keep the storyteller's output matrix in Q6_K, with the inputs rounded in blocks of
-# 256. One feature there is thirty times as far out as the others (the chapter on k-quants), and the
-# 255 beside it share its step: that costs 2%. With the column brought in, 0.3% as elsewhere.
-@pytest.mark.parametrize(
-    ("mix", "brought_in", "rel"),
-    [
-        ("q8_0", False, 3e-3),
-        ("q4_0", False, 3e-2),
-        ("q4_k_m", False, 3e-2),
-        ("q4_0", True, 3e-3),
-        ("q4_k_m", True, 3e-3),
-    ],
-)
-def test_perplexity_of_a_file_is_that_of_its_weights(story, tmp_path, mix, brought_in, rel):
-    source = copy.deepcopy(story.model)
-    if brought_in:
-        table = source.get_input_embeddings().weight
-        size = table.detach().abs().mean(0)
-        far = int(size.argmax())
-        with torch.no_grad():
-            table[:, far] *= size.median() / size[far]
-    to_gguf(source, story.tokenizer, tmp_path / "s.gguf", mix)
+# The 4-bit mixes keep the storyteller's output matrix in Q6_K, whose inputs are rounded in blocks of
+# 256. One input there is thirty times as large as most others, which share its step: that costs 0.4%.
+@pytest.mark.parametrize(("mix", "rel"), [("q8_0", 3e-3), ("q4_0", 1e-2), ("q4_k_m", 1e-2)])
+def test_perplexity_of_a_file_is_that_of_its_weights(story, tmp_path, mix, rel):
+    to_gguf(story.model, story.tokenizer, tmp_path / "s.gguf", mix)
     model, words = load_gguf(tmp_path / "s.gguf")
     texts = story.validation()[:8]
     theirs = qlab.perplexity(model, words, texts)

@@ -132,6 +132,6 @@ def test_llamacpp_reads_the_same_model(exported, story):
                 count += window.scored
     ours = qlab.perplexity(back, story.tokenizer, texts(story))
     # llama.cpp rounds the inputs of quantized layers to 8 bits, a 127th of the largest of 32 (256
-    # for ternary blocks and the Q6_K output matrix, where one column of the storyteller's is thirty
-    # times as far out as the others: the chapter on k-quants), which moves perplexity by 2 percent.
-    assert math.exp(nll / count) == pytest.approx(ours, rel=0.03)
+    # for ternary blocks and the Q6_K output matrix, where one of the storyteller's inputs is thirty
+    # times as large as most), which moves perplexity by 1.3 percent.
+    assert math.exp(nll / count) == pytest.approx(ours, rel=0.02)
