@@ -25,7 +25,8 @@ def search_landscape(
 
     Args:
         block: 256 finite weights, a super-block of Q4_K.
-        importance: 256 positive numbers, the imatrix row of these columns, or None.
+        importance: 256 numbers, the imatrix row of these columns, or None. None is below zero, and some
+            of each 32 are above it.
         name: what the block is.
 
     Raises: QlabError for other numbers, or a sub-block without a weight below zero.
@@ -41,8 +42,10 @@ def search_landscape(
         )
     if importance is not None:
         importance = to_numpy(importance).astype(np.float64).reshape(-1)
-        if importance.size != SUPER or not np.isfinite(importance).all() or importance.min() <= 0:
+        if importance.size != SUPER or not np.isfinite(importance).all() or importance.min() < 0:
             raise QlabError(f"search_landscape takes an importance of {SUPER} positive numbers")
+        if (importance.reshape(-1, SUB).max(1) == 0).any():
+            raise QlabError(f"search_landscape: some of each {SUB} importances must be above zero")
     w = _short(w)
     names, costs = costs_of(w, importance)
     paths = [
