@@ -22,7 +22,7 @@ export QLAB_CACHE ?= $(CURDIR)/_build/.cache
 export GOMP_SPINCOUNT ?= 3000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test check test-library test-book test-llama case-study train-results records tools bench notebooks lab lock format clean
+.PHONY: help setup book test check test-library test-book test-chapters test-llama case-study train-results records tools bench notebooks lab lock format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
@@ -53,13 +53,17 @@ test-library: $(INSTALLED)
 	@tools/browser.sh
 	OMP_NUM_THREADS=1 $(PYTEST) tests --ignore=tests/site -m "not speed and not gpu" -n 2 --dist loadfile
 
-# What needs the built book: the chapters and the site, two processes of one thread each; then what
-# measures time, with the machine for itself.
+# What needs the built book: the site, and one chapter through nbval; then what measures time, with
+# the machine for itself. `make book` has executed every cell already, and a cell that raises fails it.
 test-book: book
 	@tools/browser.sh
-	OMP_NUM_THREADS=1 $(PYTEST) --nbval book tests -m "(chapter or site) and not alone and not gpu" \
+	OMP_NUM_THREADS=1 $(PYTEST) --nbval book/how-to-use.md tests -m "(chapter or site) and not gpu" \
 		-n 2 --dist loadfile
-	$(PYTEST) --nbval book tests -m "(alone or speed) and not gpu"
+	$(PYTEST) tests -m "speed and not gpu"
+
+test-chapters: $(INSTALLED)  ## every chapter through nbval, cell by cell; no book is built
+	OMP_NUM_THREADS=1 $(PYTEST) --nbval book -m "not alone and not gpu" -n 2 --dist loadfile
+	$(PYTEST) --nbval book -m "alone and not gpu"
 
 # Compiles llama.cpp, which takes minutes; not part of `make test`.
 test-llama: $(INSTALLED)  ## llama-cpp-python on the files that qlab writes
