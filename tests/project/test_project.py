@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import re
 import shlex
@@ -11,6 +12,7 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import jupytext
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -215,6 +217,28 @@ def test_every_chapter_is_in_the_contents_and_runs_on_the_same_kernel() -> None:
 
 
 # Continuous integration
+
+
+def test_a_picture_is_the_last_line_of_its_cell() -> None:
+    """Jupyter shows the value of a cell's last line; a picture made before it would never be seen."""
+    for path in pages():
+        if not is_notebook(path):
+            continue
+        drawers = {"viz"}
+        for number, cell in enumerate(jupytext.read(path, fmt="md:myst").cells):
+            if cell.cell_type != "code" or "raises-exception" in cell.metadata.get("tags", []):
+                continue
+            tree = ast.parse(re.sub(r"^[%!].*", "pass", cell.source, flags=re.MULTILINE))
+            for node in ast.walk(tree):
+                if isinstance(node, ast.ImportFrom) and str(node.module).startswith("qlab.viz"):
+                    drawers |= {alias.asname or alias.name for alias in node.names}
+            for line in tree.body[:-1]:
+                for node in ast.walk(line):
+                    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+                        drawn = ast.unparse(node.value.func)
+                        assert drawn.split(".")[0] not in drawers or drawn == "viz.use_style", (
+                            f"{path.name}, cell {number}: {drawn} is not shown"
+                        )
 
 
 def test_ci_runs_the_tests_command_of_the_readme() -> None:
