@@ -25,8 +25,8 @@ def search_landscape(
 
     Args:
         block: 256 finite weights, a super-block of Q4_K.
-        importance: 256 numbers, the imatrix row of these columns, or None. None is below zero, and some
-            of each 32 are above it.
+        importance: 256 numbers, the imatrix row of these columns, or None. No number is below zero,
+            and some of each 32 are above.
         name: what the block is.
 
     Raises: QlabError for other numbers, or a sub-block without a weight below zero.
@@ -43,9 +43,9 @@ def search_landscape(
     if importance is not None:
         importance = to_numpy(importance).astype(np.float64).reshape(-1)
         if importance.size != SUPER or not np.isfinite(importance).all() or importance.min() < 0:
-            raise QlabError(f"search_landscape takes an importance of {SUPER} positive numbers")
+            raise QlabError(f"search_landscape takes an importance of {SUPER} numbers from 0 up")
         if (importance.reshape(-1, SUB).max(1) == 0).any():
-            raise QlabError(f"search_landscape: some of each {SUB} importances must be above zero")
+            raise QlabError(f"search_landscape: some of each {SUB} importances must be above 0")
     w = _short(w)
     names, costs = costs_of(w, importance)
     paths = [

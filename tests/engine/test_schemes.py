@@ -1,7 +1,5 @@
 """The engine on quantized weights: QTensors, GGUF files, and a cache of int8."""
 
-import copy
-
 import numpy as np
 import pytest
 import torch
@@ -102,8 +100,9 @@ def test_a_gguf_file(files, name, mix):
     assert quick.tokenizer.bos_token_id == model.config.bos_token_id
 
 
-# The 4-bit mixes keep the storyteller's output matrix in Q6_K, whose inputs are rounded in blocks of
-# 256. One input there is thirty times as large as most others, which share its step: that costs 0.4%.
+# The 4-bit mixes keep the storyteller's output matrix in Q6_K, whose inputs are rounded in blocks.
+# One of them is thirty times as large as most others, and its neighbors share its step: that costs
+# 0.4%.
 @pytest.mark.parametrize(("mix", "rel"), [("q8_0", 3e-3), ("q4_0", 1e-2), ("q4_k_m", 1e-2)])
 def test_perplexity_of_a_file_is_that_of_its_weights(story, tmp_path, mix, rel):
     to_gguf(story.model, story.tokenizer, tmp_path / "s.gguf", mix)

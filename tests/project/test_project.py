@@ -220,7 +220,7 @@ def test_every_chapter_is_in_the_contents_and_runs_on_the_same_kernel() -> None:
 
 
 def test_a_picture_is_the_last_line_of_its_cell() -> None:
-    """Jupyter shows the value of a cell's last line; a picture made before it would never be seen."""
+    """Jupyter shows the value of a cell's last line; a picture before it would never be seen."""
     for path in pages():
         if not is_notebook(path):
             continue

@@ -80,7 +80,7 @@ def test_it_writes_sentences_about_its_hero(story):
 
 
 def test_it_goes_on_about_its_hero_and_without_repeating_itself(story):
-    """After two sentences of a validation story: five more at least, and rarely one of them twice."""
+    """After two sentences of a validation story: five more at least, rarely one of them twice."""
     stories = [s for s in qlab.story.read_stories("en") if s.split == "validation"]
     openings = [split_opening(s.text)[0] for s in stories]
     told = continue_greedily(story.model, story.tokenizer, openings, 140)
