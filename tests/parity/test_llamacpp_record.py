@@ -125,8 +125,8 @@ def test_llamacpp_reads_in_a_mix_what_we_read(mix, teller, tmp_path):
     with LlamaModel(path, context=64) as theirs:
         found = torch.log_softmax(torch.from_numpy(theirs.logits(ids)), -1)
     kl = (found.exp() * (found - ours)).sum(-1).mean()
-    # These mixes give the output matrix Q6_K, whose inputs share a step in blocks of 256. One of the
-    # storyteller's there is thirty times as large as most, which moves more than elsewhere.
+    # These mixes give the output matrix Q6_K, whose inputs share a step in blocks of 256. One input
+    # of the storyteller's there is thirty times as large as most, so it moves more than elsewhere.
     assert kl < (0.005 if mix == "q8_0" else 0.02)
     if mix != "q8_0":  # what the weights lost is more than what the rounded inputs do
         assert kl < 0.6 * (whole.exp() * (whole - ours)).sum(-1).mean()
