@@ -74,7 +74,7 @@ def test_every_status_has_a_word_and_a_mark():
     ("found", "status"),
     [
         ({"perplexity": 30.2}, "agrees"),
-        ({"perplexity": 30.6}, "differs"),
+        ({"perplexity": 31.2}, "differs"),
         ({"refused": "ValueError: no"}, "refuses"),
     ],
 )
